@@ -1,0 +1,1 @@
+"""The order of things: inspect, plan, freeze, capture, build, resume. Never what kind a thing is."""

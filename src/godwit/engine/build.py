@@ -1,0 +1,373 @@
+"""Building processes at the destination: address spaces, descriptors, everything else, registers.
+
+The order is that of the facts: ids first, while the stubs are tiny; then mappings, then pages; then
+what belongs to the process; then what each thread must do for itself; registers last. Until
+`release` nothing of it runs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from godwit.engine import finish, space
+from godwit.engine import stub as stubs
+from godwit.engine.family import Family, raise_family
+from godwit.engine.stub import Stub, Transfer
+from godwit.errors import DestinationError, ImageError
+from godwit.linux import clone, mem, ptrace
+from godwit.procfs import maps
+from godwit.resources import fdtable, memory, objects
+from godwit.resources.base import FileKind
+from godwit.resources.process import ProcessEntry, ProcessState, TreeEntry
+from godwit.tracee.calls import WORKSHOP_BYTES
+from godwit.tracee.task import Tracee
+from godwit.types import Fd, FileId, OwnedFd, Pid
+
+
+@dataclass(slots=True)
+class Builder:
+    """A tree under construction. `destroy` undoes everything at any time before `release`."""
+
+    in_pod: bool
+    status_fd: Fd | None = None  # gets (pid, wait status) of what a pod's init reaps
+    transfer: Transfer = field(default_factory=Transfer.open)
+    family: Family | None = None
+    shape: TreeEntry | None = None
+    objects: dict[int, OwnedFd] = field(default_factory=dict)
+    files: dict[FileId, OwnedFd] = field(default_factory=dict)
+    _held: list[Stub] = field(default_factory=list)
+
+    # --- making -------------------------------------------------------------------------------
+
+    def prepare(self, tree: TreeEntry) -> None:
+        """Make the processes, threads and mappings of a tree, empty. May be done again, differently."""
+        if self.family is not None and _same_family(self.shape, tree):
+            self._remap(tree)
+        else:
+            self._discard()
+            self._spawn(tree)
+        self.shape = tree
+
+    def _spawn(self, tree: TreeEntry) -> None:
+        spans = [[(vma.start, vma.end) for vma in process.memory.vmas] for process in tree.processes]
+        seed_task = self._seed(tree)
+        own = [(mapping.start, mapping.end) for mapping in maps.read_maps(seed_task.pid)]
+        try:
+            workshop_at = memory.free_range([*spans, own], WORKSHOP_BYTES)
+            inner = 1 if self.in_pod else self._seed_pid(tree)
+            founder = stubs.seed_stub(inner, seed_task, self.transfer, workshop_at)
+        except BaseException:
+            stubs.kill(seed_task)
+            raise
+        self.family = Family(tree.identities, founder)
+        raise_family(self.family, in_pod=self.in_pod)
+        with _OpenPaths(tree) as paths:
+            self._make_objects(tree)
+            for process in tree.processes:
+                stub = self.family.stubs[process.identity.pid]
+                stubs.clone_threads(stub, process.identity.tids[1:])
+                space.clear(stub)
+                space.map_all(stub, process.memory, paths.open, self._object)
+
+    def _seed_pid(self, tree: TreeEntry) -> int:
+        """Choose whom to fork first outside a pod: the root, or a leader it lacks."""
+        root = tree.identities[0]
+        if root.sid in (root.pid, 0, os.getsid(0)) or _alive(root.sid):
+            return root.pid
+        return root.sid
+
+    def _seed(self, tree: TreeEntry) -> Tracee:
+        flags = clone.CLONE_NEWPID if self.in_pod else 0
+        pids = [] if self.in_pod else [Pid(self._seed_pid(tree))]
+        return stubs.make_seed(
+            self.transfer,
+            pids=pids,
+            flags=flags,
+            status_fd=self.status_fd if self.in_pod else None,
+            new_session=self.in_pod,
+        )
+
+    def _remap(self, tree: TreeEntry) -> None:
+        """Bring mappings up to date that changed since the tree was prepared."""
+        assert self.family is not None and self.shape is not None
+        self._make_objects(tree)
+        old_objects = self.shape.objects
+        for before, now in zip(self.shape.processes, tree.processes, strict=True):
+            same_files = _mapped_files(self.shape, before) == _mapped_files(tree, now)
+            if before.memory.vmas == now.memory.vmas and same_files and old_objects == tree.objects:
+                continue
+            stub = self.family.stubs[now.identity.pid]
+            with _OpenPaths(tree) as paths:
+                space.clear(stub)
+                space.map_all(stub, now.memory, paths.open, self._object)
+
+    def _make_objects(self, tree: TreeEntry) -> None:
+        known = {entry.object_id: entry for entry in (self.shape.objects if self.shape else ())}
+        wanted = {entry.object_id: entry for entry in tree.objects}
+        for object_id in [number for number in self.objects if wanted.get(number) != known.get(number)]:
+            self.objects.pop(object_id).close()
+        for entry in tree.objects:
+            if entry.object_id not in self.objects:
+                self.objects[entry.object_id] = objects.restore(entry)
+
+    def _object(self, object_id: int) -> OwnedFd:
+        try:
+            return self.objects[object_id]
+        except KeyError:
+            raise ImageError(f"the image refers to memory object {object_id}, which it lacks") from None
+
+    # --- pages --------------------------------------------------------------------------------
+
+    def write_process_pages(self, index: int, runs: Sequence[tuple[int, int]], data: memoryview) -> None:
+        """Write pages of the process at `index` of the tree. Raises ImageError for a foreign address."""
+        assert self.family is not None and self.shape is not None
+        if not 0 <= index < len(self.shape.processes):
+            raise ImageError(f"pages for process {index}, of which there are {len(self.shape.processes)}")
+        process = self.shape.processes[index]
+        stub = self.family.stubs[process.identity.pid]
+        space.check_runs(process.memory, runs)
+        mem.write_all(stub.pid, stub.workshop.memory, runs, data)
+
+    def write_object_pages(self, object_id: int, runs: Sequence[tuple[int, int]], data: memoryview) -> None:
+        """Write pages of a memory object; what lies beyond its end is dropped."""
+        assert self.shape is not None
+        entry = next((item for item in self.shape.objects if item.object_id == object_id), None)
+        if entry is None:
+            raise ImageError(f"pages for memory object {object_id}, which the image lacks")
+        fd = self.objects[object_id].number
+        at = 0
+        for start, end in runs:
+            length = min(end, entry.size_bytes) - start
+            if start < 0 or length <= 0:
+                raise ImageError(f"page at {start:#x} beyond the end of memory object {object_id}")
+            os.pwritev(fd, [data[at : at + length]], start)
+            at += end - start
+
+    # --- the rest -----------------------------------------------------------------------------
+
+    def complete(self, tree: TreeEntry, files: Sequence[tuple[FileKind, Any]]) -> None:
+        """Give every process everything else. Afterwards all are one call away from running."""
+        assert self.family is not None
+        self._restore_files(tree, files)
+        for process in tree.processes:
+            self._install_descriptors(tree, process)
+        context = finish.Attachment(self.family, tree)
+        for kind, entry in files:
+            if kind.attach is not None:
+                kind.attach(entry, context)
+        context.set_owners()
+        lockers = {lock.holder for lock in tree.locks}
+        for entry in tree.objects:
+            objects.seal(entry, self.objects[entry.object_id].number)
+        for process in tree.processes:
+            stub = self.family.stubs[process.identity.pid]
+            with _OpenPaths(tree) as paths:
+                finish.process(stub, process, paths.open)
+            space.finish_vmas(stub, process.memory)
+            # The leader last: a change of user in any thread clears what it restores for the process.
+            for thread in reversed(process.threads):
+                finish.thread(stub, process, thread)
+            if process.identity.pid in lockers:
+                self._held.append(stub)
+            else:
+                finish.registers(stub, process)
+        for fd in self.files.values():
+            fd.close()
+        self.files.clear()
+
+    def _restore_files(self, tree: TreeEntry, files: Sequence[tuple[FileKind, Any]]) -> None:
+        context = _FileContext(self, Pid(tree.identities[0].pid))
+        for kind, entry in files:
+            self.files.update(kind.restore(entry, context))
+        for common in tree.common:
+            fd = self.files.get(common.file_id)
+            if fd is None:
+                raise ImageError(f"the image lacks open file {common.file_id}")
+            fdtable.restore_flags(common, fd.number)
+
+    def _install_descriptors(self, tree: TreeEntry, process: ProcessEntry) -> None:
+        assert self.family is not None
+        wanted: dict[FileId, Fd] = {}
+        for slot in process.descriptors:
+            if slot.file_id not in self.files:
+                raise ImageError(f"descriptor {slot.fd} refers to open file {slot.file_id}, which is missing")
+            wanted[slot.file_id] = self.files[slot.file_id].number
+        finish.descriptors(self.family.stubs[process.identity.pid], process.descriptors, wanted)
+
+    # --- the end ------------------------------------------------------------------------------
+
+    def park(self) -> None:
+        """From now on our death leaves the processes stopped, neither dead nor running."""
+        for stub in self._all_stubs():
+            for task in stub.threads.values():
+                task.park()
+                ptrace.set_options(task.tid, 0)
+
+    def take_locks(self) -> None:
+        """Take the record locks, and then complete who holds them.
+
+        Raises:
+            DestinationError: Somebody else has one.
+        """
+        assert self.family is not None and self.shape is not None
+        for lock in self.shape.locks:
+            name, arguments = fdtable.lock_call(lock, take=True)
+            try:
+                self.family.stubs[lock.holder].call(name, *arguments)
+            except OSError as error:
+                if not fdtable.is_conflict(error):
+                    raise
+                raise DestinationError(
+                    f"pid {lock.holder} cannot have its {lock.kind} lock back: somebody else took it",
+                    remedy="try again when the other program has let it go",
+                ) from error
+        by_pid = {process.identity.pid: process for process in self.shape.processes}
+        for stub in self._held:
+            finish.registers(stub, by_pid[stub.inner])
+        self._held.clear()
+
+    def release(self) -> None:
+        """Let everything run. There is no way back."""
+        assert self.family is not None and self.shape is not None
+        stopped = {
+            identity.pid for identity in self.shape.identities if identity.state is ProcessState.STOPPED
+        }
+        for stub in self._all_stubs():
+            for task in stub.threads.values():
+                task.unpark()
+        for stub in self._all_stubs():
+            for task in stub.threads.values():
+                with contextlib.suppress(ProcessLookupError):
+                    ptrace.detach(task.tid, signal.SIGSTOP if stub.inner in stopped else 0)
+        self._close()
+
+    def root_pid(self) -> Pid:
+        """Return the root's pid in our namespace."""
+        assert self.family is not None
+        return self.family.stubs[self.family.identities[0].pid].pid
+
+    def outer_pids(self) -> Mapping[int, Pid]:
+        """Return our pid of every process by the tree's own."""
+        assert self.family is not None
+        return {inner: stub.pid for inner, stub in self.family.stubs.items()}
+
+    def init_pid(self) -> Pid | None:
+        """Return the pid of the pod's init in our namespace; None outside a pod."""
+        return self.family.founder.pid if self.family is not None and self.in_pod else None
+
+    def _all_stubs(self) -> list[Stub]:
+        assert self.family is not None
+        found = list(self.family.stubs.values())
+        if self.in_pod:
+            found.append(self.family.founder)
+        return found
+
+    def destroy(self) -> None:
+        """Kill everything that was made. Nothing of it has run."""
+        self._discard()
+        self._close()
+
+    def _discard(self) -> None:
+        """Kill the stubs, children before the pod's init, whose death would wait for them."""
+        family, self.family, self.shape = self.family, None, None
+        self._held.clear()
+        for fd in (*self.files.values(), *self.objects.values()):
+            fd.close()
+        self.files.clear()
+        self.objects.clear()
+        if family is None:
+            return
+        made = [*family.stubs.values(), *(stub for stub, _ in family.placeholders.values())]
+        if all(stub is not family.founder for stub in made):
+            made.append(family.founder)
+        for stub in made:
+            for task in [*stub.threads.values()][::-1]:
+                stubs.kill(task)
+            stub.close()
+
+    def _close(self) -> None:
+        self.transfer.close()
+        if self.family is not None:
+            for stub in self._all_stubs():
+                stub.close()
+        for fd in (*self.files.values(), *self.objects.values()):
+            fd.close()
+        self.files.clear()
+        self.objects.clear()
+
+
+class _FileContext:
+    """Answers what kinds of open files ask. Satisfies `RestoreContext`."""
+
+    def __init__(self, builder: Builder, inner_pid: Pid) -> None:
+        self._builder = builder
+        self.inner_pid = inner_pid
+
+    @property
+    def files(self) -> Mapping[FileId, OwnedFd]:
+        return self._builder.files
+
+    def memory_object(self, object_id: int) -> OwnedFd:
+        return self._builder._object(object_id)
+
+
+class _OpenPaths(contextlib.ExitStack):
+    """The image's path files, opened when first asked for and closed at the end."""
+
+    def __init__(self, tree: TreeEntry) -> None:
+        super().__init__()
+        self._tree = tree
+        self._open: dict[tuple[int, int], Fd] = {}
+
+    def open(self, index: int, flags: int) -> Fd:
+        """Return a descriptor of path file `index`."""
+        if not 0 <= index < len(self._tree.path_files):
+            raise ImageError(f"the image refers to file {index}, which it lacks")
+        key = (index, flags)
+        if key not in self._open:
+            entry = self._tree.path_files[index]
+            try:
+                fd = self.enter_context(OwnedFd(os.open(entry.path, flags | os.O_CLOEXEC)))
+            except OSError as error:
+                raise DestinationError(
+                    f"cannot open {os.fsdecode(entry.path)}: {error.strerror}",
+                    remedy="install it at the destination",
+                ) from error
+            self._open[key] = fd.number
+        return self._open[key]
+
+
+def _same_family(before: TreeEntry | None, now: TreeEntry) -> bool:
+    if before is None or len(before.processes) != len(now.processes):
+        return False
+    return _family_part(before) == _family_part(now)
+
+
+def _family_part(tree: TreeEntry) -> list[tuple[object, ...]]:
+    return [
+        (
+            identity.pid,
+            identity.ppid,
+            identity.pgid,
+            identity.sid,
+            identity.exit_signal,
+            identity.state is ProcessState.ZOMBIE,
+            identity.wait_status,
+            identity.tids,
+        )
+        for identity in tree.identities
+    ]
+
+
+def _mapped_files(tree: TreeEntry, process: ProcessEntry) -> list[object]:
+    return [tree.path_files[vma.file].path if vma.file >= 0 else None for vma in process.memory.vmas]
+
+
+def _alive(pid: int) -> bool:
+    return os.path.exists(f"/proc/{pid}")
+

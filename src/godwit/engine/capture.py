@@ -1,0 +1,342 @@
+"""From a frozen tree to entries. Pages are enumerated here and read by who sends them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import xxhash
+
+from godwit.engine import clocks
+from godwit.engine.freeze import FrozenTree
+from godwit.engine.view import MemoryObject, ProcessView, TreeView, map_file, object_kind
+from godwit.errors import InternalError, UnsupportedStateError
+from godwit.linux import mem, pagemap
+from godwit.procfs import cpuinfo, fdinfo, timers
+from godwit.procfs.maps import Mapping
+from godwit.procfs.source import read_bytes
+from godwit.resources import (
+    credentials,
+    fdtable,
+    limits,
+    memory,
+    objects,
+    registry,
+    signals,
+    thread,
+)
+from godwit.resources import timers as timers_resource
+from godwit.resources.base import FileKind, OpenFile
+from godwit.resources.fdtable import DescriptorEntry
+from godwit.resources.memory import Backing, MemoryEntry, VmaEntry
+from godwit.resources.objects import ObjectEntry
+from godwit.resources.pathfile import PathFileEntry
+from godwit.resources.process import IdentityEntry, MachineEntry, ProcessEntry, ProcessState, TreeEntry
+from godwit.tracee import calls
+from godwit.types import PAGE_SIZE, OwnedFd, Pid
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PageSource:
+    """Where pages are read from: a process's memory, or a memory object."""
+
+    pid: Pid | None  # None: an object
+    object_id: int
+    process: int  # index into the tree's processes
+    descriptor: OwnedFd  # pagemap of a process; the object's file
+    runs: tuple[tuple[int, int], ...]  # (start, end) by address or by offset
+
+    @property
+    def length_bytes(self) -> int:
+        """All runs together."""
+        return sum(end - start for start, end in self.runs)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Capture:
+    """A frozen tree in entries."""
+
+    tree: TreeEntry
+    files: tuple[tuple[FileKind, Any], ...]
+    sources: tuple[PageSource, ...]
+
+    def close(self) -> None:
+        """Close the descriptors of the page sources."""
+        for source in self.sources:
+            source.descriptor.close()
+
+
+class _PathTable:
+    """The image's table of files known by path."""
+
+    def __init__(self, view: TreeView) -> None:
+        self._view = view
+        self._index: dict[PathFileEntry, int] = {}
+
+    def index(self, proc_path: str, path: bytes, *, content: bool) -> int:
+        entry = self._view.path_file(proc_path, path, content=content)
+        return self._index.setdefault(entry, len(self._index))
+
+    def entries(self) -> tuple[PathFileEntry, ...]:
+        return tuple(self._index)
+
+
+def identities(view: TreeView, stopped: frozenset[Pid] = frozenset()) -> tuple[IdentityEntry, ...]:
+    """Describe who is in the tree; parents come before children.
+
+    `stopped` are the processes that job control had stopped before a freeze hid it.
+    """
+    inner = view.inner
+    return tuple(_identity(process, inner, stopped) for process in view.processes)
+
+
+def _identity(process: ProcessView, inner: dict[int, int], stopped: frozenset[Pid]) -> IdentityEntry:
+    state = ProcessState.RUNNING
+    if process.zombie:
+        state = ProcessState.ZOMBIE
+    elif process.stat.state == "T" or process.pid in stopped:
+        state = ProcessState.STOPPED
+    return IdentityEntry(
+        pid=process.status.nspid[-1],
+        ppid=inner.get(process.stat.ppid, 0),
+        pgid=process.status.nspgid[-1],
+        sid=process.status.nssid[-1],
+        exit_signal=process.stat.exit_signal,
+        state=state,
+        wait_status=process.stat.exit_code if process.zombie else 0,
+        comm=os.fsencode(process.stat.comm),
+        tids=tuple(inner[tid] for tid in process.tids),
+    )
+
+
+def machine(view: TreeView) -> MachineEntry:
+    """Describe the machine as the tree's processes see it."""
+    hostname, domainname = clocks.names_of(view.root.pid)
+    monotonic_ns, boottime_ns = clocks.seen_by(view.root.pid)
+    return MachineEntry(
+        hostname=hostname,
+        domainname=domainname,
+        boot_id=clocks.boot_id(),
+        realtime_ns=time.time_ns(),
+        monotonic_ns=monotonic_ns,
+        boottime_ns=boottime_ns,
+        page_bytes=PAGE_SIZE,
+        cpu_flags=tuple(sorted(cpuinfo.read().flags)),
+    )
+
+
+def collect_files(view: TreeView) -> tuple[tuple[FileKind, Any], ...]:
+    """Collect every open file by its kind, in the registry's order."""
+    claimed: dict[str, list[OpenFile]] = {}
+    for file in view.files:
+        claimed.setdefault(registry.kind_of(file).name, []).append(file)
+    collected: list[tuple[FileKind, Any]] = []
+    for kind in registry.KINDS:
+        files = claimed.get(kind.name)
+        if not files:
+            continue
+        try:
+            collected += [(kind, entry) for entry in kind.collect(files, view)]
+        except OSError as error:
+            error.add_note(f"while collecting {len(files)} of kind {kind.name}, first {files[0].where}")
+            raise
+    return tuple(collected)
+
+
+def capture(frozen: FrozenTree, view: TreeView, machine_entry: MachineEntry) -> Capture:
+    """Read everything but the pages. The tree must be frozen and looked at since.
+
+    Raises:
+        UnsupportedStateError: Something cannot be carried after all.
+    """
+    inner = view.inner
+    paths = _PathTable(view)
+    stopped = frozenset(task.pid for task in frozen.threads() if task.group_stopped)
+    states = identities(view, stopped)
+    sources: list[PageSource] = []
+    with contextlib.ExitStack() as on_failure:
+        on_failure.callback(lambda: [source.descriptor.close() for source in sources])
+        processes: list[ProcessEntry] = []
+        for process, identity in zip(view.processes, states, strict=True):
+            if process.zombie:
+                continue
+            entry = _process(frozen, process, identity, paths, inner, view, machine_entry.monotonic_ns)
+            sources.append(_process_pages(process, entry, len(processes)))
+            processes.append(entry)
+        found = [_object(item) for item in view.objects.values()]
+        sources += [source for _, source in found]
+        files = collect_files(view)
+        tree = TreeEntry(
+            machine=machine_entry,
+            identities=states,
+            processes=tuple(processes),
+            path_files=paths.entries(),
+            objects=tuple(entry for entry, _ in found),
+            common=tuple(fdtable.collect_common(file, inner) for file in view.files),
+            locks=tuple(lock for file in view.files for lock in fdtable.collect_locks(file, inner)),
+        )
+        on_failure.pop_all()
+    # Should we die from here on, every thread goes on where it was.
+    for task in frozen.threads():
+        task.restore()
+    return Capture(tree=tree, files=files, sources=tuple(sources))
+
+
+def _process(
+    frozen: FrozenTree,
+    process: ProcessView,
+    identity: IdentityEntry,
+    paths: _PathTable,
+    inner: dict[int, int],
+    view: TreeView,
+    monotonic_ns: int,
+) -> ProcessEntry:
+    pid = process.pid
+    leader = frozen.leader(pid)
+    with calls.opened(leader) as workshop:
+        batch = workshop.batch(leader)
+        layout = memory.collect_layout(batch, process.stat)
+        actions = signals.collect(batch, process.status, leader.tid)
+        clocks_ = timers_resource.collect(batch, timers.read(pid), inner)
+        user = credentials.collect(batch, process.status)
+        batch.run()
+        threads = []
+        for tid, task in frozen.tracees[pid].items():
+            own = workshop.batch(task)
+            answer = thread.collect(
+                task, inner[tid], own, workshop.memory, frozen.reposes[tid], monotonic_ns
+            )
+            own.run()
+            threads.append(answer())
+        vmas, vdso = _vmas(process, paths, view, workshop.memory)
+        root = os.readlink(f"/proc/{pid}/root")
+        return ProcessEntry(
+            identity=identity,
+            umask=process.status.umask,
+            exe=_link(pid, "exe", paths, content=True),
+            cwd=_link(pid, "cwd", paths, content=False),
+            root=-1 if root == "/" else _link(pid, "root", paths, content=False),
+            memory=MemoryEntry(
+                vmas=vmas,
+                layout=layout(),
+                auxv=read_bytes(pid, "auxv"),
+                vdso_digest=xxhash.xxh3_128_digest(vdso),
+            ),
+            credentials=user(),
+            signals=actions(),
+            timers=clocks_(),
+            limits=limits.collect(pid),
+            threads=tuple(threads),
+            descriptors=_descriptors(process, view),
+        )
+
+
+def _link(pid: Pid, name: str, paths: _PathTable, *, content: bool) -> int:
+    proc_path = f"/proc/{pid}/{name}"
+    target = os.readlink(os.fsencode(proc_path))
+    if target.endswith(b" (deleted)") and not os.path.lexists(target):
+        raise UnsupportedStateError(
+            f"{name} {os.fsdecode(target)}",
+            where=f"pid {pid}",
+            why="it was removed while the program uses it",
+            remedy="put it back, or restart the program from its new version",
+        )
+    return paths.index(proc_path, target, content=content)
+
+
+def _descriptors(process: ProcessView, view: TreeView) -> tuple[DescriptorEntry, ...]:
+    found = []
+    for fd in sorted(process.links):
+        file = view.file_at(process.pid, fd)
+        if file is None:
+            raise InternalError(f"descriptor {fd} of pid {process.pid} was not looked at")
+        # The flag belongs to the descriptor: two descriptors of one file may differ.
+        flags = fdinfo.read(process.pid, fd).flags
+        found.append(DescriptorEntry(fd=fd, file_id=file.file_id, close_on_exec=bool(flags & os.O_CLOEXEC)))
+    return tuple(found)
+
+
+def _vmas(
+    process: ProcessView, paths: _PathTable, view: TreeView, memory_fd: OwnedFd
+) -> tuple[tuple[VmaEntry, ...], bytes]:
+    vmas: list[VmaEntry] = []
+    vdso = b""
+    for mapping in process.mappings:
+        if mapping.path == "[vsyscall]":
+            continue
+        if mapping.path == "[vdso]":
+            vdso = os.pread(memory_fd.number, mapping.length_bytes, mapping.start)
+        file, object_id = -1, 0
+        if object_kind(mapping) is not None:
+            found = os.stat(map_file(process.pid, mapping))
+            object_id = view.objects[found.st_dev, found.st_ino].object_id
+        elif mapping.inode and not memory.kernel_owned(mapping):
+            proc_path = map_file(process.pid, mapping)
+            file = paths.index(proc_path, os.fsencode(mapping.path), content=not _written(mapping))
+        vmas.append(memory.entry_of(mapping, file=file, object_id=object_id))
+    return tuple(vmas), vdso
+
+
+def _written(mapping: Mapping) -> bool:
+    return mapping.shared and "mw" in mapping.flags
+
+
+def _process_pages(process: ProcessView, entry: ProcessEntry, index: int) -> PageSource:
+    """List the pages that belong to the process alone."""
+    descriptor = OwnedFd(os.open(f"/proc/{process.pid}/pagemap", os.O_RDONLY | os.O_CLOEXEC))
+    runs: list[tuple[int, int]] = []
+    for vma in entry.memory.vmas:
+        if not vma.shared and vma.backing is not Backing.KERNEL:
+            runs += pagemap.scan_private(descriptor.number, vma.start, vma.end)
+    return PageSource(pid=process.pid, object_id=0, process=index, descriptor=descriptor, runs=tuple(runs))
+
+
+def _object(found: MemoryObject) -> tuple[ObjectEntry, PageSource]:
+    descriptor = OwnedFd(os.open(found.proc_path, os.O_RDONLY | os.O_CLOEXEC))
+    entry = objects.collect(found.object_id, found.kind, found.name, descriptor.number)
+    runs = tuple(objects.data_runs(descriptor.number, entry.size_bytes))
+    source = PageSource(
+        pid=None, object_id=found.object_id, process=-1, descriptor=descriptor, runs=runs
+    )
+    return entry, source
+
+
+def read_pages(source: PageSource, runs: Sequence[tuple[int, int]], into: memoryview) -> int:
+    """Read whole runs one after another into the buffer; return the bytes read.
+
+    The last page of an object may lie beyond its end: it reads as zeroes.
+    """
+    total = sum(end - start for start, end in runs)
+    if source.pid is not None:
+        return mem.read_all(source.pid, runs, into[:total])
+    at = 0
+    for start, end in runs:
+        length = end - start
+        got = os.preadv(source.descriptor.number, [into[at : at + length]], start)
+        into[at + got : at + length] = bytes(length - got)
+        at += length
+    return at
+
+
+def chunks(
+    runs: Sequence[tuple[int, int]], limit_bytes: int, limit_runs: int
+) -> Iterator[list[tuple[int, int]]]:
+    """Cut runs into groups of at most `limit_bytes` (a multiple of the page size) and `limit_runs`."""
+    group: list[tuple[int, int]] = []
+    room = limit_bytes
+    for run_start, end in runs:
+        start = run_start
+        while start < end:
+            stop = min(end, start + room)
+            group.append((start, stop))
+            room -= stop - start
+            start = stop
+            if room == 0 or len(group) == limit_runs:
+                yield group
+                group, room = [], limit_bytes
+    if group:
+        yield group

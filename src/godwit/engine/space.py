@@ -1,0 +1,154 @@
+"""The address space of a stub: emptied, mapped anew, checked."""
+
+from __future__ import annotations
+
+import bisect
+import os
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from godwit.engine.stub import Stub
+from godwit.errors import DestinationError, ImageError
+from godwit.linux import mman
+from godwit.procfs import maps
+from godwit.resources import memory
+from godwit.resources.memory import Backing, MemoryEntry, VmaEntry
+from godwit.tracee.calls import WORKSHOP_BYTES, find_gadget
+from godwit.types import PAGE_SIZE, Fd, OwnedFd
+
+_CALLS_PER_BATCH: Final = 500
+_KERNEL_ORDER: Final = (b"[vvar]", b"[vvar_vclock]", b"[vdso]")
+
+
+def clear(stub: Stub) -> None:
+    """Unmap everything but the workshop and what the kernel itself maps."""
+    batch = stub.batch()
+    for mapping in maps.read_maps(stub.pid):
+        in_workshop = mapping.start < stub.workshop.address + WORKSHOP_BYTES and (
+            stub.workshop.address < mapping.end
+        )
+        if in_workshop or memory.kernel_owned(mapping) or mapping.path == "[vsyscall]":
+            continue
+        if not batch.room():
+            batch.run()
+            batch = stub.batch()
+        batch.add("munmap", mapping.start, mapping.length_bytes)
+    batch.run()
+
+
+def map_all(
+    stub: Stub,
+    entry: MemoryEntry,
+    open_path: Callable[[int, int], Fd],
+    open_object: Callable[[int], OwnedFd],
+) -> None:
+    """Make every mapping of the entry in a cleared stub; the pages come later.
+
+    Args:
+        stub: Cleared.
+        entry: Checked by `memory.problem`.
+        open_path: (index of a path file, flags) to a descriptor of ours.
+        open_object: Object id to the object.
+    """
+    _move_kernel_mappings(stub, entry)
+    numbers = _deliver(stub, entry, open_path, open_object)
+    vmas = [vma for vma in entry.vmas if vma.backing is not Backing.KERNEL]
+    for first in range(0, len(vmas), _CALLS_PER_BATCH):
+        batch = stub.batch()
+        for vma in vmas[first : first + _CALLS_PER_BATCH]:
+            memory.restore_vma(vma, batch, numbers.get(_file_key(vma), -1), protection=vma.protection)
+        try:
+            batch.run()
+        except OSError as error:
+            raise DestinationError(
+                f"cannot map the address space of pid {stub.inner}: {error.strerror}",
+                remedy="check memory limits and overcommit at the destination",
+            ) from error
+    batch = stub.batch()
+    for number in numbers.values():
+        batch.add("close", number)
+    for vma in vmas:
+        if vma.advice:
+            if not batch.room(256):
+                batch.run()
+                batch = stub.batch()
+            memory.restore_advice(vma, batch)
+    batch.run()
+
+
+def _file_key(vma: VmaEntry) -> tuple[int, int, int] | None:
+    if vma.backing is Backing.OBJECT:
+        return (0, vma.object_id, os.O_RDWR)
+    if vma.backing is Backing.FILE:
+        writes = vma.shared and vma.protection & mman.PROT_WRITE
+        return (1, vma.file, os.O_RDWR if writes else os.O_RDONLY)
+    return None
+
+
+def _deliver(
+    stub: Stub,
+    entry: MemoryEntry,
+    open_path: Callable[[int, int], Fd],
+    open_object: Callable[[int], OwnedFd],
+) -> dict[tuple[int, int, int] | None, int]:
+    keys = list(dict.fromkeys(key for vma in entry.vmas if (key := _file_key(vma)) is not None))
+    fds = [
+        open_path(number, flags) if kind else open_object(number).number for kind, number, flags in keys
+    ]
+    return dict(zip(keys, stub.deliver(fds), strict=True))
+
+
+def _move_kernel_mappings(stub: Stub, entry: MemoryEntry) -> None:
+    """Bring vvar and vdso to where the program knows them. Each can only be moved whole."""
+    ours = {
+        mapping.path.encode(): mapping
+        for mapping in maps.read_maps(stub.pid)
+        if memory.kernel_owned(mapping)
+    }
+    theirs = {vma.name: vma for vma in entry.vmas if vma.backing is Backing.KERNEL}
+    if all(name in ours and ours[name].start == vma.start for name, vma in theirs.items()):
+        return
+    taken = [(vma.start, vma.end) for vma in entry.vmas]
+    taken += [(mapping.start, mapping.end) for mapping in maps.read_maps(stub.pid)]
+    hole = memory.free_range([taken], 64 * PAGE_SIZE)
+    first, second = stub.batch(), stub.batch()
+    flags = mman.MREMAP_MAYMOVE | mman.MREMAP_FIXED
+    moves = [name for name in _KERNEL_ORDER if name in theirs and name in ours]
+    for name in moves:
+        size = ours[name].length_bytes
+        if size != theirs[name].length_bytes:
+            raise DestinationError(
+                f"the kernel's {name.decode()} is {size} bytes here and"
+                f" {theirs[name].length_bytes} at the source",
+                remedy="choose a machine with the same kernel",
+            )
+        first.add("mremap", ours[name].start, size, size, flags, hole)
+        second.add("mremap", hole, size, size, flags, theirs[name].start)
+        hole += size
+    first.run()
+    second.run()
+    stub.workshop.gadget = find_gadget(stub.task, stub.workshop.memory)
+
+
+def finish_vmas(stub: Stub, entry: MemoryEntry) -> None:
+    """Lock and name mappings, now that their pages are there."""
+    batch = stub.batch()
+    for vma in entry.vmas:
+        if not batch.room(256):
+            batch.run()
+            batch = stub.batch()
+        memory.restore_locks_and_name(vma, batch)
+    batch.run()
+
+
+def check_runs(entry: MemoryEntry, runs: Sequence[tuple[int, int]]) -> None:
+    """Raise ImageError unless every run lies in private mappings of the entry."""
+    starts = [vma.start for vma in entry.vmas]
+    for run_start, end in runs:
+        start = run_start
+        while start < end:
+            index = bisect.bisect_right(starts, start) - 1
+            vma = entry.vmas[index] if index >= 0 else None
+            if vma is None or start >= vma.end or vma.shared or vma.backing is Backing.KERNEL:
+                raise ImageError(f"page at {start:#x} belongs to no private mapping of the image")
+            start = min(end, vma.end)

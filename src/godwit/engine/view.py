@@ -1,0 +1,288 @@
+"""What a process tree holds, as /proc tells it: the value that plan and capture both start from.
+
+The same look is taken twice, while the program runs and again once it is frozen. What is dear to
+find out (content of files, who else holds a pipe, smaps) is remembered in between.
+"""
+
+from __future__ import annotations
+
+import os
+import stat as stat_module
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from godwit.errors import NoProcessError
+from godwit.linux import kcmp
+from godwit.procfs import fdinfo, maps, stat, status, tasks
+from godwit.procfs.maps import Mapping
+from godwit.procfs.stat import TaskStat
+from godwit.procfs.status import TaskStatus
+from godwit.resources import pathfile, regular
+from godwit.resources.base import OpenFile
+from godwit.resources.objects import ObjectKind
+from godwit.resources.pathfile import PathFileEntry
+from godwit.types import Fd, FileId, OwnedFd, Pid, Tid
+
+_DELETED = " (deleted)"
+_MEMFD = "/memfd:"
+_SHARED_ANONYMOUS = "/dev/zero (deleted)"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProcessView:
+    """One process as /proc shows it."""
+
+    pid: Pid
+    stat: TaskStat
+    status: TaskStatus
+    tids: tuple[Tid, ...]  # leader first
+    mappings: tuple[Mapping, ...]
+    links: dict[Fd, str]
+
+    @property
+    def zombie(self) -> bool:
+        """It has ended and waits to be reaped."""
+        return self.stat.state in "ZX"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryObject:
+    """A memory object found through a descriptor or a mapping."""
+
+    object_id: int
+    kind: ObjectKind
+    name: bytes
+    proc_path: str  # opening this leads to it
+
+
+@dataclass(slots=True)
+class Memory:
+    """What one look leaves for the next of the same move."""
+
+    smaps: dict[Pid, tuple[Mapping, ...]] = field(default_factory=dict)
+    path_files: dict[tuple[object, ...], PathFileEntry] = field(default_factory=dict)
+    outside: dict[str, tuple[tuple[Pid, Fd], ...]] | None = None
+
+
+class TreeView:
+    """A process tree and its open files. Satisfies `resources.base.Tree`."""
+
+    def __init__(self, processes: Sequence[ProcessView], memory: Memory) -> None:
+        self.processes = tuple(processes)
+        self.memory = memory
+        self._pids = frozenset(process.pid for process in processes)
+        self._files = _open_files(processes)
+        self._by_slot = {holder: file for file in self._files for holder in file.holders}
+        self.objects = _memory_objects(self)
+
+    @property
+    def root(self) -> ProcessView:
+        """The process that the user named."""
+        return self.processes[0]
+
+    @property
+    def files(self) -> Sequence[OpenFile]:
+        """All open files of the tree."""
+        return self._files
+
+    @property
+    def pids(self) -> frozenset[Pid]:
+        """All processes of the tree, in the caller's pid namespace."""
+        return self._pids
+
+    @property
+    def inner(self) -> dict[int, int]:
+        """Our id of each process and thread of the tree to the tree's own."""
+        known: dict[int, int] = {}
+        for process in self.processes:
+            known[process.pid] = process.status.nspid[-1]
+            if len(process.status.nspid) == 1:
+                known.update((tid, tid) for tid in process.tids)
+            else:
+                for tid in process.tids[1:]:
+                    known[tid] = status.read(process.pid, tid).nspid[-1]
+        return known
+
+    def file_at(self, pid: Pid, fd: Fd) -> OpenFile | None:
+        """Return what a process of the tree has open under a number."""
+        return self._by_slot.get((pid, fd))
+
+    def outside_holders(self, inode_link: str) -> Sequence[tuple[Pid, Fd]]:
+        """Return who, not being of the tree, has something open whose link reads `inode_link`."""
+        if self.memory.outside is None:
+            self.memory.outside = _scan_outside(self._pids)
+        return self.memory.outside.get(inode_link, ())
+
+    def memory_object_id(self, device: int, inode: int) -> int:
+        """Return the number of the memory object that is this file's content. KeyError: none is."""
+        return self.objects[device, inode].object_id
+
+    def path_file(self, proc_path: str, path: bytes, *, content: bool) -> PathFileEntry:
+        """Describe a file with a name, reached through a link in /proc; answers are remembered."""
+        found = os.stat(proc_path)
+        regular_file = stat_module.S_ISREG(found.st_mode)
+        content = content and regular_file
+        key = (path, content, found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+        entry = self.memory.path_files.get(key)
+        if entry is None:
+            flags = os.O_RDONLY | os.O_NOCTTY if content else os.O_PATH
+            with OwnedFd(os.open(proc_path, flags | os.O_CLOEXEC)) as fd:
+                entry = pathfile.describe(fd.number, path, content=content)
+            self.memory.path_files[key] = entry
+        return entry
+
+
+def look(root: Pid, memory: Memory) -> TreeView:
+    """Look at a process and all its descendants.
+
+    Raises:
+        NoProcessError: The root is gone.
+    """
+    processes: list[ProcessView] = []
+    waiting = [root]
+    while waiting:
+        pid = waiting.pop(0)
+        try:
+            process = _look_at(pid, memory)
+            children = () if process.zombie else tasks.children(pid)
+        except ProcessLookupError:
+            if pid == root:
+                raise NoProcessError(f"there is no process {root}", remedy="look it up with ps") from None
+            continue
+        processes.append(process)
+        waiting += children
+    return TreeView(processes, memory)
+
+
+def _look_at(pid: Pid, memory: Memory) -> ProcessView:
+    task_stat = stat.read(pid)
+    if task_stat.state in "ZX":
+        return ProcessView(
+            pid=pid, stat=task_stat, status=status.read(pid), tids=(Tid(pid),), mappings=(), links={}
+        )
+    tids = tasks.list_tids(pid)
+    return ProcessView(
+        pid=pid,
+        stat=task_stat,
+        status=status.read(pid),
+        tids=(Tid(pid), *sorted(tid for tid in tids if tid != pid)),
+        mappings=_mappings(pid, memory),
+        links=tasks.open_fds(pid),
+    )
+
+
+def _mappings(pid: Pid, memory: Memory) -> tuple[Mapping, ...]:
+    """Read the mappings with their flags, from the last reading where nothing has changed since."""
+    known = memory.smaps.get(pid)
+    if known is not None:
+        now = maps.read_maps(pid)
+        if [_shape(mapping) for mapping in now] == [_shape(mapping) for mapping in known]:
+            return known
+    memory.smaps[pid] = maps.read_smaps(pid)
+    return memory.smaps[pid]
+
+
+def _shape(mapping: Mapping) -> tuple[object, ...]:
+    return (mapping.start, mapping.end, mapping.perms, mapping.offset, mapping.inode, mapping.path)
+
+
+def _open_files(processes: Sequence[ProcessView]) -> tuple[OpenFile, ...]:
+    """Group descriptors into open file descriptions: kcmp(2) tells which are one."""
+    by_link: dict[str, list[list[tuple[Pid, Fd]]]] = defaultdict(list)
+    for process in processes:
+        for fd, link in sorted(process.links.items()):
+            slot = (process.pid, fd)
+            for group in by_link[link]:
+                if kcmp.same_file(*group[0], *slot):
+                    group.append(slot)
+                    break
+            else:
+                by_link[link].append([slot])
+    files = []
+    for link, groups in by_link.items():
+        for group in groups:
+            files.append(_open_file(FileId(len(files) + 1), link, tuple(sorted(group))))
+    return tuple(files)
+
+
+def _open_file(file_id: FileId, link: str, holders: tuple[tuple[Pid, Fd], ...]) -> OpenFile:
+    pid, fd = holders[0]
+    found = os.stat(f"/proc/{pid}/fd/{fd}")
+    return OpenFile(
+        file_id=file_id,
+        holders=holders,
+        link=link,
+        info=fdinfo.read(pid, fd),
+        mode=found.st_mode,
+        device=found.st_dev,
+        rdevice=found.st_rdev,
+        inode=found.st_ino,
+        where=f"pid {pid} fd {fd}",
+    )
+
+
+def _memory_objects(tree: TreeView) -> dict[tuple[int, int], MemoryObject]:
+    found: dict[tuple[int, int], MemoryObject] = {}
+
+    def add(device: int, inode: int, kind: ObjectKind, name: str, proc_path: str) -> None:
+        if (device, inode) not in found:
+            found[device, inode] = MemoryObject(
+                object_id=len(found) + 1, kind=kind, name=os.fsencode(name), proc_path=proc_path
+            )
+
+    for file in tree.files:
+        if file.link.startswith(_MEMFD):
+            name = file.link.removesuffix(_DELETED)[len(_MEMFD) :]
+            add(file.device, file.inode, ObjectKind.MEMFD, name, file.proc_path())
+        elif stat_module.S_ISREG(file.mode) and regular.claims(file) and regular.nameless(file):
+            name = file.link.removesuffix(_DELETED)
+            add(file.device, file.inode, ObjectKind.DELETED_FILE, name, file.proc_path())
+    for process in tree.processes:
+        for mapping in process.mappings:
+            if (kind := object_kind(mapping)) is None:
+                continue
+            path = map_file(process.pid, mapping)
+            status_ = os.stat(path)
+            name = mapping.path.removesuffix(_DELETED)
+            if kind is ObjectKind.MEMFD:
+                name = name[len(_MEMFD) :]
+            add(status_.st_dev, status_.st_ino, kind, name, path)
+    return found
+
+
+def map_file(pid: Pid, mapping: Mapping) -> str:
+    """Name the link in /proc that leads to a mapping's file."""
+    return f"/proc/{pid}/map_files/{mapping.start:x}-{mapping.end:x}"
+
+
+def object_kind(mapping: Mapping) -> ObjectKind | None:
+    """Tell which kind of memory object a mapping maps, if any."""
+    if not mapping.inode:
+        return None
+    if mapping.path.startswith(_MEMFD):
+        return ObjectKind.MEMFD
+    if mapping.shared and (mapping.path == _SHARED_ANONYMOUS or mapping.path.startswith("[anon_shmem:")):
+        return ObjectKind.SHARED_ANONYMOUS
+    if mapping.path.startswith("/") and mapping.deleted and not mapping.path.startswith("/SYSV"):
+        return ObjectKind.DELETED_FILE
+    return None
+
+
+def _scan_outside(pids: frozenset[Pid]) -> dict[str, tuple[tuple[Pid, Fd], ...]]:
+    """List what the processes outside the tree have open, by link; only links that name no path."""
+    found: dict[str, list[tuple[Pid, Fd]]] = defaultdict(list)
+    us = os.getpid()
+    for pid in tasks.list_pids():
+        if pid in pids or pid == us:
+            continue
+        try:
+            links = tasks.open_fds(pid)
+        except (ProcessLookupError, PermissionError):
+            continue
+        for fd, link in links.items():
+            if not link.startswith("/"):
+                found[link].append((pid, fd))
+    return {link: tuple(holders) for link, holders in found.items()}
+
+

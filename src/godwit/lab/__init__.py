@@ -1,0 +1,1 @@
+"""Namespace machines on one computer, for demonstrations, tests and benchmarks."""

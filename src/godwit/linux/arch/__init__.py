@@ -1,0 +1,40 @@
+"""What differs between machines, under the same names in each module.
+
+`NR`, `MACHINE`, `UserRegs`, `SYSCALL_INSTRUCTION`, `INTERPRETER` and the functions on registers.
+"""
+
+from __future__ import annotations
+
+import platform
+
+from godwit.errors import DestinationError
+
+if platform.machine() != "x86_64":  # pragma: no cover
+    raise DestinationError(
+        f"Godwit has no registers and call numbers for {platform.machine()} yet",
+        remedy="use an x86_64 machine",
+    )
+
+from godwit.linux.arch.x86_64 import (
+    EXEC_STUB_ELF_MACHINE,
+    INTERPRETER,
+    MACHINE,
+    NR,
+    SYSCALL_INSTRUCTION,
+    USER_SPACE_END,
+    UserRegs,
+    pause_loop,
+    pod_init,
+)
+
+__all__ = [
+    "EXEC_STUB_ELF_MACHINE",
+    "INTERPRETER",
+    "MACHINE",
+    "NR",
+    "SYSCALL_INSTRUCTION",
+    "USER_SPACE_END",
+    "UserRegs",
+    "pause_loop",
+    "pod_init",
+]

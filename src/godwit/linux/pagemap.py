@@ -1,0 +1,108 @@
+"""Which pages a process has: ioctl PAGEMAP_SCAN on /proc/PID/pagemap, and the older table.
+
+Documentation/admin-guide/mm/pagemap.rst. PAGEMAP_SCAN came with Linux 6.7; before it the table of
+64-bit words answers, slower and without telling the shared zero page apart.
+"""
+
+from __future__ import annotations
+
+import array
+import ctypes
+import errno
+import fcntl
+import os
+from collections.abc import Iterator
+from typing import Final
+
+from godwit.types import PAGE_SIZE, Fd
+
+PAGEMAP_SCAN: Final = 0xC0606610
+PAGE_IS_WPALLOWED: Final = 1 << 0
+PAGE_IS_WRITTEN: Final = 1 << 1
+PAGE_IS_FILE: Final = 1 << 2
+PAGE_IS_PRESENT: Final = 1 << 3
+PAGE_IS_SWAPPED: Final = 1 << 4
+PAGE_IS_PFNZERO: Final = 1 << 5
+PAGE_IS_HUGE: Final = 1 << 6
+PAGE_IS_GUARD: Final = 1 << 8
+
+_REGIONS: Final = 4096
+_TABLE_PRESENT: Final = 1 << 63
+_TABLE_SWAPPED: Final = 1 << 62
+_TABLE_FILE: Final = 1 << 61
+_TABLE_CHUNK_PAGES: Final = 65536
+
+
+class PmScanArg(ctypes.Structure):
+    """`struct pm_scan_arg` of <linux/fs.h>."""
+
+    _fields_ = [
+        (name, ctypes.c_uint64)
+        for name in (
+            "size flags start end walk_end vec vec_len max_pages"
+            " category_inverted category_mask category_anyof_mask return_mask"
+        ).split()
+    ]
+
+
+class PageRegion(ctypes.Structure):
+    """`struct page_region` of <linux/fs.h>."""
+
+    _fields_ = [("start", ctypes.c_uint64), ("end", ctypes.c_uint64), ("categories", ctypes.c_uint64)]
+
+
+def scan_private(pagemap: Fd, start: int, end: int) -> Iterator[tuple[int, int]]:
+    """Yield (start, end) runs of pages that are the process's own: written, not the file's, not zero.
+
+    Swapped pages count. Order is by address; neighbours are joined.
+    """
+    try:
+        yield from _scan(pagemap, start, end)
+    except OSError as error:
+        if error.errno != errno.ENOTTY:
+            raise
+        yield from _walk_table(pagemap, start, end)
+
+
+def _scan(pagemap: Fd, start: int, end: int) -> Iterator[tuple[int, int]]:
+    regions = (PageRegion * _REGIONS)()
+    argument = PmScanArg(
+        size=ctypes.sizeof(PmScanArg),
+        start=start,
+        end=end,
+        vec=ctypes.addressof(regions),
+        vec_len=_REGIONS,
+        # Not the file's and not the zero page; present or swapped.
+        category_inverted=PAGE_IS_FILE | PAGE_IS_PFNZERO,
+        category_mask=PAGE_IS_FILE | PAGE_IS_PFNZERO,
+        category_anyof_mask=PAGE_IS_PRESENT | PAGE_IS_SWAPPED,
+        return_mask=0,
+    )
+    while argument.start < end:
+        found = fcntl.ioctl(pagemap, PAGEMAP_SCAN, argument)
+        for index in range(found):
+            yield int(regions[index].start), int(regions[index].end)
+        if argument.walk_end <= argument.start:
+            return
+        argument.start = argument.walk_end
+
+
+def _walk_table(pagemap: Fd, start: int, end: int) -> Iterator[tuple[int, int]]:
+    run_start = -1
+    address = start
+    while address < end:
+        pages = min(_TABLE_CHUNK_PAGES, (end - address) // PAGE_SIZE)
+        words = array.array("Q")
+        words.frombytes(os.pread(pagemap, pages * 8, address // PAGE_SIZE * 8))
+        if len(words) == 0:
+            break
+        for word in words:
+            own = word & (_TABLE_PRESENT | _TABLE_SWAPPED) and not word & _TABLE_FILE
+            if own and run_start < 0:
+                run_start = address
+            elif not own and run_start >= 0:
+                yield run_start, address
+                run_start = -1
+            address += PAGE_SIZE
+    if run_start >= 0:
+        yield run_start, address

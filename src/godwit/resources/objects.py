@@ -1,0 +1,150 @@
+"""Memory that several may map, and files without a name: carried whole, by content.
+
+A memory object is a memfd, a shared anonymous mapping (which the kernel keeps as a file of its own)
+or a file whose last name was removed. Descriptors and mappings refer to it by its number; at the
+destination it is made first, filled from page frames, and then opened and mapped as often as needed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import errno
+import fcntl
+import mmap
+import os
+import secrets
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+
+from godwit.errors import DestinationError
+from godwit.types import PAGE_SIZE, Fd, OwnedFd, page_ceil, page_floor
+
+F_ADD_SEALS: Final = 1033
+F_GET_SEALS: Final = 1034
+_SEAL_EXEC: Final = 0x20
+_MFD_CLOEXEC: Final = 1
+_MFD_ALLOW_SEALING: Final = 2
+_F_SEAL_SEAL: Final = 1
+
+
+class ObjectKind(enum.StrEnum):
+    """What the kernel calls it."""
+
+    MEMFD = "memfd"
+    SHARED_ANONYMOUS = "shared anonymous memory"
+    DELETED_FILE = "deleted file"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ObjectEntry:
+    """A memory object. Its content travels in page frames."""
+
+    object_id: int
+    kind: ObjectKind
+    name: bytes  # of a memfd; the last path of a deleted file
+    size_bytes: int
+    mode: int
+    uid: int
+    gid: int
+    seals: int = 0
+
+
+def collect(object_id: int, kind: ObjectKind, name: bytes, fd: Fd) -> ObjectEntry:
+    """Describe the object behind a descriptor."""
+    status = os.fstat(fd)
+    return ObjectEntry(
+        object_id=object_id,
+        kind=kind,
+        name=name,
+        size_bytes=status.st_size,
+        mode=status.st_mode,
+        uid=status.st_uid,
+        gid=status.st_gid,
+        seals=fcntl.fcntl(fd, F_GET_SEALS) if kind is ObjectKind.MEMFD else 0,
+    )
+
+
+def data_runs(fd: Fd, size_bytes: int) -> Iterator[tuple[int, int]]:
+    """Yield (start, end) runs of whole pages that hold data, by SEEK_DATA; holes are left out."""
+    at = 0
+    while at < size_bytes:
+        try:
+            start = os.lseek(fd, at, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno == errno.ENXIO:
+                return
+            raise
+        end = os.lseek(fd, start, os.SEEK_HOLE)
+        yield page_floor(start), page_ceil(end)
+        at = max(end, start + 1)
+
+
+def restore(entry: ObjectEntry) -> OwnedFd:
+    """Make the object, of full size and still empty, open for reading and writing.
+
+    Raises:
+        DestinationError: There is no room, or no directory for a deleted file.
+    """
+    try:
+        fd = _make(entry)
+        with contextlib.ExitStack() as guard:
+            guard.enter_context(fd)
+            os.ftruncate(fd.number, entry.size_bytes)
+            if entry.kind is not ObjectKind.SHARED_ANONYMOUS:
+                os.fchown(fd.number, entry.uid, entry.gid)
+                os.fchmod(fd.number, entry.mode & 0o7777)
+            return fd.release()
+    except OSError as error:
+        raise DestinationError(
+            f"cannot make {entry.kind.value} {os.fsdecode(entry.name)!r} of {entry.size_bytes} bytes:"
+            f" {error.strerror}",
+            remedy="make room at the destination, or choose another machine",
+        ) from error
+
+
+def seal(entry: ObjectEntry, fd: Fd) -> None:
+    """Seal a memfd as it was. After its content came, and before the program may use it."""
+    if entry.kind is ObjectKind.MEMFD and entry.seals and entry.seals != _F_SEAL_SEAL:
+        fcntl.fcntl(fd, F_ADD_SEALS, entry.seals)
+
+
+def _make(entry: ObjectEntry) -> OwnedFd:
+    match entry.kind:
+        case ObjectKind.MEMFD:
+            # A memfd made without MFD_ALLOW_SEALING carries F_SEAL_SEAL alone.
+            sealing = 0 if entry.seals == _F_SEAL_SEAL else _MFD_ALLOW_SEALING
+            return OwnedFd(os.memfd_create(os.fsdecode(entry.name), _MFD_CLOEXEC | sealing))
+        case ObjectKind.SHARED_ANONYMOUS:
+            return _shared_anonymous(entry.size_bytes)
+        case ObjectKind.DELETED_FILE:
+            return _nameless(entry)
+
+
+def _shared_anonymous(size_bytes: int) -> OwnedFd:
+    # The file behind such a mapping has no name; the mapping's entry in /proc leads to it.
+    length = max(page_ceil(size_bytes), PAGE_SIZE)
+    with mmap.mmap(-1, length, flags=mmap.MAP_SHARED | mmap.MAP_ANONYMOUS) as mapping:
+        import ctypes
+
+        start = ctypes.addressof(ctypes.c_char.from_buffer(mapping))
+        path = f"/proc/self/map_files/{start:x}-{start + length:x}"
+        return OwnedFd(os.open(path, os.O_RDWR | os.O_CLOEXEC))
+
+
+def _nameless(entry: ObjectEntry) -> OwnedFd:
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+    path = entry.name
+    try:
+        fd = OwnedFd(os.open(path, flags, 0o600))
+    except FileExistsError:
+        path = os.path.join(os.path.dirname(entry.name), b".godwit-" + secrets.token_hex(8).encode())
+        fd = OwnedFd(os.open(path, flags, 0o600))
+    os.unlink(path)
+    return fd
+
+
+def reopen(fd: Fd, flags: int) -> OwnedFd:
+    """Open the object once more: a description of its own, with `flags`."""
+    return OwnedFd(os.open(f"/proc/self/fd/{fd}", flags | os.O_CLOEXEC))

@@ -1,0 +1,226 @@
+"""One thread: registers, extended state, signal stack, futex lists, scheduling. clone(2), ptrace(2)."""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from godwit.errors import UnsupportedStateError
+from godwit.linux import ptrace, sched
+from godwit.linux.arch import UserRegs
+from godwit.procfs import sched as proc_sched
+from godwit.procfs.source import read_bytes
+from godwit.resources import interrupted
+from godwit.resources.interrupted import SleepEntry
+from godwit.tracee.calls import Batch
+from godwit.tracee.task import Tracee
+from godwit.types import OwnedFd, Pid, Tid
+
+PR_SET_PDEATHSIG: Final = 1
+PR_GET_PDEATHSIG: Final = 2
+PR_SET_NAME: Final = 15
+PR_SET_TIMERSLACK: Final = 29
+PR_GET_TIMERSLACK: Final = 30
+PR_GET_TID_ADDRESS: Final = 40
+_ALTSTACK: Final = struct.Struct("<QiiQ")
+_SS_ONSTACK: Final = 1
+_RSEQ_CS: Final = struct.Struct("<IIQQQ")
+_XSTATE_BV_AT: Final = 512
+_COMM_BYTES: Final = 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RseqEntry:
+    """Where restartable sequences are registered. rseq(2)."""
+
+    address: int
+    length_bytes: int
+    signature: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ThreadEntry:
+    """A thread. `tid` is the process's own view; addresses are in its memory."""
+
+    tid: int
+    comm: bytes
+    registers: bytes  # struct user_regs_struct
+    xstate: bytes  # XSAVE layout of the source machine
+    signal_mask: int
+    pending: tuple[bytes, ...]  # siginfo_t, oldest first
+    altstack: bytes  # stack_t
+    clear_child_tid: int
+    robust_list: tuple[int, int]  # address, length
+    rseq: RseqEntry | None
+    parent_death_signal: int
+    timer_slack_ns: int
+    scheduling: bytes  # struct sched_attr
+    affinity: tuple[int, ...]
+    all_cpus: bool  # it may run on every CPU of its machine
+    io_priority: int
+    sleep: SleepEntry | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Repose:
+    """What the kernel told about a sleeping thread just before it was stopped."""
+
+    wait_channel: str
+    ran_ns: int | None  # when it last ran, on the scheduler's clock
+    clock_ns: int | None  # the scheduler's clock at the time of asking
+
+
+def observe(pid: Pid, tid: Tid) -> Repose:
+    """Look at a thread that is about to be stopped: the stop itself wipes this out."""
+    ours = Tid(os.getpid())
+    return Repose(
+        wait_channel=proc_sched.wchan(pid, tid),
+        ran_ns=proc_sched.exec_start_ns(pid, tid),
+        clock_ns=proc_sched.exec_start_ns(Pid(ours), ours),
+    )
+
+
+def collect(
+    task: Tracee, inner_tid: int, batch: Batch, memory: OwnedFd, repose: Repose, monotonic_ns: int
+) -> Callable[[], ThreadEntry]:
+    """Queue the questions for one stopped and saved thread.
+
+    Args:
+        task: The thread.
+        inner_tid: Its id in its own pid namespace.
+        batch: Of this very thread.
+        memory: /proc/PID/mem of its process.
+        repose: From `observe`.
+        monotonic_ns: CLOCK_MONOTONIC as the process sees it, at the time of the stop.
+    """
+    altstack = batch.space(_ALTSTACK.size)
+    batch.add("sigaltstack", 0, altstack)
+    tid_address = batch.space(8)
+    batch.add("prctl", PR_GET_TID_ADDRESS, tid_address, 0, 0, 0)
+    death_signal = batch.space(4)
+    batch.add("prctl", PR_GET_PDEATHSIG, death_signal, 0, 0, 0)
+    slack = batch.add("prctl", PR_GET_TIMERSLACK, 0, 0, 0, 0)
+    interrupted.correct(task.registers)
+    registers = task.registers.copy()
+    rseq = _collect_rseq(task, registers, memory)
+    affinity = sched.get_affinity(task.tid)
+    sleep = _collect_sleep(task, registers, memory, repose, monotonic_ns)
+
+    def answer() -> ThreadEntry:
+        return ThreadEntry(
+            tid=inner_tid,
+            comm=read_bytes(task.pid, "comm", tid=task.tid).rstrip(b"\n"),
+            registers=bytes(registers),
+            xstate=ptrace.get_xstate(task.tid),
+            signal_mask=task.signal_mask,
+            pending=ptrace.peek_signals(task.tid, shared=False),
+            altstack=batch.answer(altstack, _ALTSTACK.size),
+            clear_child_tid=struct.unpack("<Q", batch.answer(tid_address, 8))[0],
+            robust_list=ptrace.get_robust_list(task.tid),
+            rseq=rseq,
+            parent_death_signal=struct.unpack("<i", batch.answer(death_signal, 4))[0],
+            timer_slack_ns=batch.results[slack],
+            scheduling=sched.get_attributes(task.tid),
+            affinity=affinity,
+            all_cpus=len(affinity) >= (os.cpu_count() or 1),
+            io_priority=sched.get_io_priority(task.tid),
+            sleep=sleep,
+        )
+
+    return answer
+
+
+def _collect_rseq(task: Tracee, registers: UserRegs, memory: OwnedFd) -> RseqEntry | None:
+    found = ptrace.get_rseq(task.tid)
+    if not found.rseq_abi_pointer:
+        return None
+    address = int(found.rseq_abi_pointer)
+    section = struct.unpack("<Q", os.pread(memory.number, 8, address + 8))[0]
+    if section:
+        _, _, start, length, abort = _RSEQ_CS.unpack(os.pread(memory.number, _RSEQ_CS.size, section))
+        if start <= registers.rip < start + length:
+            # The move counts as a preemption: the kernel would send the section to its abort handler.
+            registers.rip = abort
+    return RseqEntry(address=address, length_bytes=int(found.rseq_abi_size), signature=int(found.signature))
+
+
+def _collect_sleep(
+    task: Tracee, registers: UserRegs, memory: OwnedFd, repose: Repose, monotonic_ns: int
+) -> SleepEntry | None:
+    if not interrupted.is_sleeping(registers):
+        return None
+    call = interrupted.call_of(registers, repose.wait_channel)
+    if call is None:
+        raise UnsupportedStateError(
+            "a sleeping system call that cannot be begun again",
+            where=f"thread {task.tid} of pid {task.pid}",
+            why=f"it waits in {repose.wait_channel or 'an unknown place'}",
+            remedy="try again in a moment",
+        )
+    arguments = registers.arguments
+    pointer = interrupted.timeout_pointer(call, arguments)
+    timespec = os.pread(memory.number, 16, pointer) if pointer else b""
+    timeout_ns = interrupted.timeout_ns(call, arguments, timespec)
+    slept_ns = 0
+    if repose.ran_ns is not None and repose.clock_ns is not None:
+        slept_ns = max(0, repose.clock_ns - repose.ran_ns)
+    deadline_ns = None if timeout_ns is None else monotonic_ns + max(0, timeout_ns - slept_ns)
+    return SleepEntry(call=call, arguments=arguments, deadline_ns=deadline_ns)
+
+
+def restore_self(entry: ThreadEntry, batch: Batch) -> None:
+    """Queue what a thread can only do for itself."""
+    batch.add("set_robust_list", entry.robust_list[0], entry.robust_list[1])
+    batch.add("set_tid_address", entry.clear_child_tid)
+    stack, flags, _, size = _ALTSTACK.unpack(entry.altstack)
+    batch.add("sigaltstack", _ALTSTACK.pack(stack, flags & ~_SS_ONSTACK, 0, size), 0)
+    if entry.rseq is not None:
+        batch.add("rseq", entry.rseq.address, entry.rseq.length_bytes, 0, entry.rseq.signature)
+    batch.add("prctl", PR_SET_NAME, entry.comm[: _COMM_BYTES - 1] + b"\0", 0, 0, 0)
+    batch.add("prctl", PR_SET_TIMERSLACK, entry.timer_slack_ns, 0, 0, 0)
+
+
+def restore_parent_death_signal(entry: ThreadEntry, batch: Batch) -> None:
+    """Queue the parent death signal: after the credentials, whose change clears it."""
+    if entry.parent_death_signal:
+        batch.add("prctl", PR_SET_PDEATHSIG, entry.parent_death_signal, 0, 0, 0)
+
+
+def restore_scheduling(entry: ThreadEntry, tid: Tid) -> None:
+    """Set policy, priority and CPUs from outside. `tid` is in our pid namespace."""
+    if sched.get_attributes(tid) != entry.scheduling:
+        sched.set_attributes(tid, entry.scheduling)
+    if not entry.all_cpus:
+        here = os.sched_getaffinity(0) & set(entry.affinity)
+        if here:
+            os.sched_setaffinity(tid, here)
+    if sched.get_io_priority(tid) != entry.io_priority:
+        sched.set_io_priority(tid, entry.io_priority)
+
+
+def restore_registers(entry: ThreadEntry, task: Tracee, registers: bytes) -> None:
+    """Give the thread its registers and its mask. Nothing may be injected afterwards.
+
+    `registers` are the entry's own, but for a sleep that ended while it was begun again.
+    """
+    if ptrace.get_xstate(task.tid) != entry.xstate:
+        ptrace.set_xstate(task.tid, entry.xstate)
+    task.registers = UserRegs.from_buffer_copy(registers)
+    task.signal_mask = entry.signal_mask
+    task.restore()
+
+
+def problem(entry: ThreadEntry) -> str:
+    """Check a thread that came from outside; return what is wrong, or an empty string."""
+    if len(entry.registers) != len(bytes(UserRegs())):
+        return f"thread {entry.tid} has {len(entry.registers)} bytes of registers"
+    if len(entry.xstate) < _XSTATE_BV_AT + 64:
+        return f"thread {entry.tid} has {len(entry.xstate)} bytes of extended state"
+    if len(entry.altstack) != _ALTSTACK.size or len(entry.scheduling) != 48:
+        return f"thread {entry.tid} has a malformed signal stack or scheduling"
+    if any(len(info) != ptrace.SIGINFO_BYTES for info in entry.pending):
+        return f"thread {entry.tid} has a malformed waiting signal"
+    return ""

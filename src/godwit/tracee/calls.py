@@ -1,0 +1,198 @@
+"""System calls made inside a stopped process.
+
+A workshop is a private mapping in the process: the interpreter's code, a table of calls, and a data
+area. A batch of calls costs one stop, whatever its length (about 0.8 µs a call and 20 µs a batch).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import struct
+from collections.abc import Iterator
+from typing import Final
+
+from godwit.errors import InternalError
+from godwit.linux import abi, mem, mman, ptrace
+from godwit.linux.arch import INTERPRETER, NR, SYSCALL_INSTRUCTION, UserRegs
+from godwit.procfs import maps
+from godwit.tracee.task import Tracee
+from godwit.types import PAGE_SIZE, OwnedFd, RemoteAddr, Tid
+
+_ENTRY: Final = struct.Struct("<8q")
+_END: Final = struct.pack("<q", -1)
+TABLE_AT: Final = PAGE_SIZE
+MAX_CALLS: Final = 1000
+DATA_AT: Final = TABLE_AT + 16 * PAGE_SIZE
+WORKSHOP_BYTES: Final = 64 * PAGE_SIZE
+
+
+def find_gadget(task: Tracee, memory: OwnedFd) -> RemoteAddr:
+    """Return the address of a system call instruction in the task's vdso, which is always mapped.
+
+    Raises:
+        InternalError: The process has no vdso (booted with vdso=0).
+    """
+    for mapping in maps.read_maps(task.pid):
+        if mapping.path == "[vdso]":
+            text = os.pread(memory.number, mapping.end - mapping.start, mapping.start)
+            at = text.find(SYSCALL_INSTRUCTION)
+            if at >= 0:
+                return RemoteAddr(mapping.start + at)
+    raise InternalError(f"pid {task.pid} has no vdso to make calls from")
+
+
+def signed(value: int) -> int:
+    """Read a 64-bit word as the two's complement number that it is."""
+    value &= 0xFFFFFFFFFFFFFFFF
+    return value - (1 << 64) if value >> 63 else value
+
+
+def single_call(task: Tracee, gadget: RemoteAddr, name: str, *args: int) -> int:
+    """Make one call by stepping over the gadget. Needs no memory; raises OSError as the call would."""
+    registers = task.registers.copy()
+    registers.aim_at_call(gadget, NR[name], args)
+    task.run_until_trap(registers, step=True)
+    result = ptrace.get_registers(task.tid).result
+    if abi.is_error(result):
+        abi.fail(-result, f"{name} in pid {task.pid}")
+    return result
+
+
+class Workshop:
+    """The mapping in a stopped process through which calls are made. See `opened` and `inherited`."""
+
+    def __init__(self, address: RemoteAddr, memory: OwnedFd, gadget: RemoteAddr) -> None:
+        self.address = address
+        self.memory = memory
+        self.gadget = gadget
+
+    def install(self) -> None:
+        """Write the interpreter's code."""
+        os.pwrite(self.memory.number, INTERPRETER, self.address)
+
+    def batch(self, task: Tracee) -> Batch:
+        """Begin a batch of calls for a thread of the process."""
+        return Batch(task, self)
+
+    def call(self, task: Tracee, name: str, *args: int | bytes) -> int:
+        """Make one call. Raises OSError as the call would."""
+        batch = self.batch(task)
+        batch.add(name, *args)
+        return batch.run()[0]
+
+    def close(self) -> None:
+        """Close our side; the mapping itself is `unmap`'s business."""
+        self.memory.close()
+
+    def unmap(self, task: Tracee) -> None:
+        """Remove the mapping from the process."""
+        single_call(task, self.gadget, "munmap", self.address, WORKSHOP_BYTES)
+
+
+def map_workshop(task: Tracee, address: int = 0) -> Workshop:
+    """Map a workshop into the task's process: at `address`, or where the kernel likes.
+
+    The task must have been saved. The caller unmaps it.
+    """
+    with mem.open_memory(task.pid) as memory:
+        gadget = find_gadget(task, memory)
+        flags = mman.MAP_PRIVATE | mman.MAP_ANONYMOUS
+        if address:
+            flags |= mman.MAP_FIXED_NOREPLACE
+        protection = mman.PROT_READ | mman.PROT_WRITE | mman.PROT_EXEC
+        at = single_call(task, gadget, "mmap", address, WORKSHOP_BYTES, protection, flags, -1, 0)
+        workshop = Workshop(RemoteAddr(at), memory.release(), gadget)
+    workshop.install()
+    return workshop
+
+
+@contextlib.contextmanager
+def opened(task: Tracee) -> Iterator[Workshop]:
+    """Open a workshop for the length of the block. On every way out the mapping is gone."""
+    workshop = map_workshop(task)
+    try:
+        yield workshop
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            workshop.unmap(task)
+        workshop.close()
+
+
+class Batch:
+    """Calls to be made one after another by one stopped thread."""
+
+    def __init__(self, task: Tracee, workshop: Workshop) -> None:
+        self._task = task
+        self._workshop = workshop
+        self._names: list[str] = []
+        self._may_fail: list[bool] = []
+        self._table = bytearray()
+        self._data = bytearray()
+        self.born: list[Tid] = []
+        self.results: list[int] = []
+
+    def room(self, data_bytes: int = 0) -> bool:
+        """Tell whether one more call with so much data fits."""
+        limit = WORKSHOP_BYTES - DATA_AT
+        return len(self._names) < MAX_CALLS and len(self._data) + data_bytes + 64 <= limit
+
+    def data(self, content: bytes) -> RemoteAddr:
+        """Place bytes in the process; return their address there (16-byte aligned)."""
+        at = (len(self._data) + 15) & ~15
+        self._data.extend(b"\0" * (at - len(self._data)))
+        self._data += content
+        if DATA_AT + len(self._data) > WORKSHOP_BYTES:
+            raise InternalError("batch of injected calls has too much data")
+        return RemoteAddr(self._workshop.address + DATA_AT + at)
+
+    def space(self, length_bytes: int) -> RemoteAddr:
+        """Place zeroes for a call to write to; read them with `answer` after `run`."""
+        return self.data(bytes(length_bytes))
+
+    def add(self, name: str, *args: int | bytes, may_fail: bool = False) -> int:
+        """Queue a call; return its place in `run`'s results. Bytes are passed by address."""
+        if len(self._names) >= MAX_CALLS:
+            raise InternalError("batch of injected calls is too long")
+        words = [NR[name], *(signed(self.data(arg) if isinstance(arg, bytes) else arg) for arg in args)]
+        words += [0] * (8 - len(words))
+        self._table += _ENTRY.pack(*words)
+        self._names.append(name)
+        self._may_fail.append(may_fail)
+        return len(self._names) - 1
+
+    def run(self) -> list[int]:
+        """Make the calls; return their raw results.
+
+        Raises:
+            OSError: A call failed that was not queued with `may_fail`. The later ones were made too.
+        """
+        if not self._names:
+            return []
+        self.born += self._task.run_until_trap(self.aimed())
+        return self.collect()
+
+    def aimed(self) -> UserRegs:
+        """Write the calls to the workshop; return the registers with which the thread makes them."""
+        base = self._workshop.address
+        memory = self._workshop.memory.number
+        os.pwrite(memory, bytes(self._table) + _END, base + TABLE_AT)
+        if self._data:
+            os.pwrite(memory, self._data, base + DATA_AT)
+        registers = self._task.registers.copy()
+        registers.aim_at_interpreter(base, base + TABLE_AT)
+        return registers
+
+    def collect(self) -> list[int]:
+        """Read the results after the thread has trapped. Raises as `run` does."""
+        memory = self._workshop.memory.number
+        raw = os.pread(memory, len(self._table), self._workshop.address + TABLE_AT)
+        self.results = [entry[7] for entry in _ENTRY.iter_unpack(raw)]
+        for name, may_fail, result in zip(self._names, self._may_fail, self.results, strict=True):
+            if not may_fail and abi.is_error(result):
+                abi.fail(-result, f"{name} in pid {self._task.pid}")
+        return self.results
+
+    def answer(self, address: RemoteAddr, length_bytes: int) -> bytes:
+        """Read what a call wrote to its space."""
+        return os.pread(self._workshop.memory.number, length_bytes, address)

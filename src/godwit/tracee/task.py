@@ -1,0 +1,152 @@
+"""One thread under trace.
+
+ptrace(2) binds a tracee to the OS thread that seized it, so a `Tracee` must stay in one thread.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+from typing import Final
+
+from godwit.errors import AccessError, BusyError, InternalError, NoProcessError
+from godwit.linux import ptrace
+from godwit.linux.arch import UserRegs
+from godwit.procfs import status as proc_status
+from godwit.types import Pid, Tid
+
+ALL_SIGNALS: Final = 0xFFFFFFFFFFFFFFFF
+
+
+class Tracee:
+    """A seized thread. Between `save` and `restore` its registers and signal mask are ours to use."""
+
+    def __init__(self, pid: Pid, tid: Tid) -> None:
+        self.pid = pid
+        self.tid = tid
+        self.group_stopped = False
+        self.registers = UserRegs()
+        """The registers to run on with: as found, but for what `interrupted` corrected."""
+        self.signal_mask = 0
+        self._saved = False
+        self._held_signals: list[int] = []
+
+    @classmethod
+    def seize(cls, pid: Pid, tid: Tid, options: int = 0) -> Tracee:
+        """Become the tracer of a thread; it goes on running.
+
+        Raises:
+            NoProcessError: It is gone.
+            BusyError: Somebody else traces it.
+            AccessError: We may not.
+        """
+        try:
+            ptrace.seize(tid, options)
+        except ProcessLookupError as error:
+            raise NoProcessError(f"thread {tid} of pid {pid} is gone") from error
+        except PermissionError as error:
+            raise _seize_error(pid, tid) from error
+        return cls(pid, tid)
+
+    def wait_until_stopped(self) -> None:
+        """Return once the thread is stopped by our interrupt or by job control.
+
+        Signals that arrive first are delivered, as they would have been.
+
+        Raises:
+            NoProcessError: It ended instead.
+        """
+        while True:
+            stop = ptrace.wait_stop(self.tid)
+            if stop.exited:
+                raise NoProcessError(f"thread {self.tid} of pid {self.pid} ended while being stopped")
+            if stop.event == ptrace.PTRACE_EVENT_STOP:
+                self.group_stopped = stop.group_stopped
+                return
+            ptrace.resume(self.tid, 0 if stop.event else stop.signal)
+
+    def save(self) -> None:
+        """Note registers and mask and block every signal, so that injected code runs undisturbed."""
+        self.registers = ptrace.get_registers(self.tid)
+        self.signal_mask = ptrace.get_signal_mask(self.tid)
+        ptrace.set_signal_mask(self.tid, ALL_SIGNALS)
+        self._saved = True
+
+    def restore(self) -> None:
+        """Put registers and mask back."""
+        if self._saved:
+            ptrace.set_registers(self.tid, self.registers)
+            ptrace.set_signal_mask(self.tid, self.signal_mask)
+            self._saved = False
+
+    def run_until_trap(self, registers: UserRegs, *, step: bool = False) -> list[Tid]:
+        """Run injected code until it traps; return the tasks that it made (our pid namespace).
+
+        With `step`, exactly one instruction runs.
+
+        Raises:
+            NoProcessError: The task died on the way.
+        """
+        born: list[Tid] = []
+        ptrace.set_registers(self.tid, registers)
+        run = ptrace.single_step if step else ptrace.resume
+        run(self.tid)
+        while True:
+            stop = ptrace.wait_stop(self.tid)
+            if stop.exited:
+                raise NoProcessError(f"thread {self.tid} of pid {self.pid} died while frozen")
+            if stop.event == 0 and stop.signal == signal.SIGTRAP:
+                return born
+            if stop.event in (ptrace.PTRACE_EVENT_FORK, ptrace.PTRACE_EVENT_VFORK, ptrace.PTRACE_EVENT_CLONE):
+                born.append(Tid(ptrace.event_message(self.tid)))
+            elif stop.event == 0:
+                # Only SIGSTOP passes a full mask; it is raised again when the task is let go.
+                self._held_signals.append(stop.signal)
+            elif stop.event != ptrace.PTRACE_EVENT_STOP:
+                raise InternalError(f"thread {self.tid}: unexpected ptrace event {stop.event}")
+            run(self.tid)
+
+    def detach(self) -> None:
+        """Restore what `save` noted and let the thread go. A thread that is gone is no error."""
+        with contextlib.suppress(ProcessLookupError):
+            self.restore()
+            for number in self._held_signals:
+                ptrace.kill_thread(self.pid, self.tid, number)
+            ptrace.detach(self.tid)
+
+    def park(self) -> None:
+        """Make sure that the stopped thread stays stopped even if its tracer dies.
+
+        A SIGSTOP of its own waits for the thread: whoever ends the trace, the kernel delivers it
+        before the thread's next instruction. `unpark` takes it back unseen.
+        """
+        ptrace.kill_thread(self.pid, self.tid, signal.SIGSTOP)
+
+    def unpark(self) -> None:
+        """Take the SIGSTOP of `park` back; the thread is stopped at its delivery afterwards.
+
+        Other signals that were waiting are delivered on the way, in the kernel's own order.
+        """
+        ptrace.resume(self.tid)
+        while True:
+            stop = ptrace.wait_stop(self.tid)
+            if stop.exited:
+                raise NoProcessError(f"thread {self.tid} of pid {self.pid} ended while parked")
+            if stop.event == 0 and stop.signal == signal.SIGSTOP:
+                return
+            ptrace.resume(self.tid, 0 if stop.event else stop.signal)
+
+
+def _seize_error(pid: Pid, tid: Tid) -> AccessError | BusyError | NoProcessError:
+    try:
+        tracer = proc_status.read(pid, tid).tracer_pid
+    except ProcessLookupError:
+        return NoProcessError(f"thread {tid} of pid {pid} is gone")
+    if tracer:
+        return BusyError(
+            f"pid {pid} is already traced by pid {tracer}",
+            remedy="end the debugger or tracer first",
+        )
+    return AccessError(
+        f"may not trace pid {pid}", remedy="run as root, or as the process's own user with ptrace allowed"
+    )
