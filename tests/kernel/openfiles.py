@@ -6,6 +6,7 @@ The child does nothing. What it holds is the unmoved twin: after a restore both 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import select
@@ -70,7 +71,7 @@ class Child:
                     found.append((Pid(int(path.parts[2])), Fd(int(path.name))))
         return found
 
-    def memory_object_id(self, device: int, inode: int) -> int:
+    def memory_object_id(self, device: int, inode: int) -> int:  # noqa: ARG002
         return inode
 
     def path_file(self, proc_path: str, path: bytes, *, content: bool) -> PathFileEntry:
@@ -94,7 +95,7 @@ def held(*fds: int, close: bool = True) -> Iterator[Child]:
         try:
             limit = os.sysconf("SC_OPEN_MAX")
             edges = [-1, *sorted(set(fds)), limit]
-            for low, high in zip(edges, edges[1:], strict=False):
+            for low, high in itertools.pairwise(edges):
                 os.closerange(low + 1, high)
             signal.pause()
         finally:
@@ -138,7 +139,7 @@ class Builder:
             fd.close()
 
 
-def over_the_wire(kind: FileKind, entry: Any) -> Any:
+def over_the_wire(kind: FileKind, entry: Any) -> Any:  # noqa: ANN401  # each kind has its own entries
     """Send an entry through the codec, as every move does."""
     return msgspec.msgpack.decode(msgspec.msgpack.encode(entry), type=kind.entry)
 

@@ -161,6 +161,7 @@ def test_a_directory_of_the_host_can_be_shared(tmp_path: Path) -> None:
 def test_a_node_has_the_devices_programs_expect(lab: Lab) -> None:
     program = """
 import os, pty
+assert os.stat("/dev/pts/ptmx").st_mode & 0o777 == 0o666
 for name in ("null", "zero", "full", "random", "urandom", "tty", "ptmx"):
     assert os.path.exists("/dev/" + name), name
 assert open("/dev/zero", "rb").read(3) == bytes(3)
@@ -171,6 +172,9 @@ print(os.ttyname(follower))
 
 
 def test_names_of_nodes_resolve_and_answer(lab: Lab) -> None:
+    program = "import socket; print(*map(socket.gethostbyname, 'abc'))"
+    wanted = " ".join(node.address for node in lab.nodes)
+    assert python(lab.node("a"), program).stdout.decode() == wanted + "\n"
     assert python(lab.node("a"), CALLER, "c", "5").stdout == b"hello\n"
 
 
@@ -211,7 +215,8 @@ print(os.getpid(), os.getsid(0), os.getpgrp(), os.getppid(), os.getcwd(), os.env
       os.readlink("/proc/self/fd/0"), sorted(map(int, os.listdir("/proc/self/fd")))[:-1], flush=True)
 os.kill(os.getpid(), 19)
 """
-    with (lab.shared / "facts").open("wb") as facts:
+    with (lab.shared / "facts").open("wb") as facts, Path(os.devnull).open("rb") as ours:
+        os.set_inheritable(ours.fileno(), True)
         process = node.start([sys.executable, "-c", program], stdout=facts, cwd="/usr", env={"LC_ALL": "C"})
     with contextlib.closing(process):
         pid = process.node_pid
@@ -369,6 +374,7 @@ def test_a_crashed_node_is_down_and_the_others_go_on(service: str) -> None:
             small.node("a").crash()
             assert process.wait(DEADLINE_S)
         assert [node.alive for node in small.status().nodes] == [False, True]
+        until(lambda: not small.status().nodes[0].connected, "its network is gone")
         with pytest.raises(DestinationError, match="node a is down"):
             small.node("a").run(["true"])
         assert output(small.node("b"), "hostname") == "b\n"
@@ -393,36 +399,34 @@ def end_by_killing_the_supervisor(lab: Lab) -> None:
 
 @pytest.mark.parametrize("end", [end_by_down, end_by_killing_the_supervisor])
 def test_nothing_is_left_behind(end: Callable[[Lab], None], service: str) -> None:
-    mounts = Path("/proc/self/mountinfo").read_text()
-    links = Path("/proc/net/dev").read_text().count("\n")
-    started = Lab.up(["a", "b"], name=new_name(), service=service)
-    process = started.node("a").start(["tail", "-f", "/dev/null"])
-    with contextlib.closing(process), registry.connect(f"{started.name}/b") as connection:
-        connection.recv(1)
-        # A reset at the end: a polite farewell would keep the bridge's namespace until it is answered.
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        spaces, pids = held_by(started)
-        assert len(spaces) == 2 * len(KINDS) + 2
-        assert len(pids) == 5  # the supervisor, two inits, the program, the served child
-        end(started)
-        assert process.wait(DEADLINE_S)
-    until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids), "all processes are gone")
-    until(lambda: not spaces & namespaces_of_all(), "all namespaces are gone")
-    assert Path("/proc/self/mountinfo").read_text() == mounts
-    assert Path("/proc/net/dev").read_text().count("\n") == links
-    with pytest.raises(NoProcessError):
-        Lab.find(started.name)
-    assert not started.record.directory.exists()
+    with Lab.up(["a", "b"], name=new_name(), service=service) as started:
+        process = started.node("a").start(["tail", "-f", "/dev/null"])
+        with contextlib.closing(process), registry.connect(f"{started.name}/b") as connection:
+            connection.recv(1)
+            # A reset at the end: a polite farewell would keep the bridge's namespace until it is answered.
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            spaces, pids = held_by(started)
+            assert len(spaces) == 2 * len(KINDS) + 2
+            assert len(pids) == 5  # the supervisor, two inits, the program, the served child
+            end(started)
+            assert process.wait(DEADLINE_S)
+        until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids), "all processes are gone")
+        until(lambda: not spaces & namespaces_of_all(), "all namespaces are gone")
+        assert started.name not in Path("/proc/self/mountinfo").read_text()
+        assert not {"lab0", "port0", "port1"} & set(os.listdir("/sys/class/net"))
+        with pytest.raises(NoProcessError):
+            Lab.find(started.name)
+        assert not started.record.directory.exists()
 
 
 def test_a_killed_lab_does_not_hold_its_name() -> None:
     name = new_name()
-    first = Lab.up(["a"], name=name)
-    os.kill(first.record.owner.pid, signal.SIGKILL)
-    until(lambda: not first.record.owner.alive(), "the supervisor is gone")
-    with Lab.up(["a"], name=name) as second:
-        first.down()
-        assert output(second.node("a"), "hostname") == "a\n"
+    with Lab.up(["a"], name=name) as first:
+        os.kill(first.record.owner.pid, signal.SIGKILL)
+        until(lambda: not first.record.owner.alive(), "the supervisor is gone")
+        with Lab.up(["a"], name=name) as second:
+            first.down()
+            assert output(second.node("a"), "hostname") == "a\n"
 
 
 def test_a_name_is_taken_once(lab: Lab) -> None:

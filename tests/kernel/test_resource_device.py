@@ -42,6 +42,14 @@ def test_a_null_of_the_programs_own_keeps_its_name(tmp_path: Path) -> None:
         assert os.readlink(f"/proc/self/fd/{fd.number}") == str(tmp_path / "null")
 
 
+@pytest.mark.requires("root")
+def test_a_block_device_of_the_same_number_is_not_opened(tmp_path: Path) -> None:
+    os.mknod(tmp_path / "null", 0o60666, os.makedev(1, 3))
+    entry = DeviceEntry(file_id=FileId(1), minor=3, path=bytes(tmp_path / "null"), flags=os.O_RDONLY)
+    with device.restore(entry, Builder())[FileId(1)] as fd:
+        assert os.readlink(f"/proc/self/fd/{fd.number}") == "/dev/null"
+
+
 @pytest.mark.parametrize(("minor", "flags"), [(1, 0), (11, 0), (3, os.O_CREAT)])
 def test_another_device_from_a_peer_is_refused(minor: int, flags: int) -> None:
     entry = DeviceEntry(file_id=FileId(1), minor=minor, path=b"/dev/mem", flags=flags)

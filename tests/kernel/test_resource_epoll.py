@@ -29,7 +29,7 @@ def attached(child: Child) -> Iterator[Builder]:
     try:
         for kind in KINDS:
             files = [file for file in child.files if kind.claims(file)]
-            for entry in map(lambda entry: over_the_wire(kind, entry), kind.collect(files, child)):  # noqa: B023
+            for entry in [over_the_wire(kind, entry) for entry in kind.collect(files, child)]:
                 builder.files.update(kind.restore(entry, builder))
                 entries += [entry] if isinstance(entry, EpollEntry) else []
         with puppet() as process:
@@ -146,6 +146,18 @@ def test_the_occupant_of_an_old_number_keeps_it_with_its_flag() -> None:
             assert sorted(os.listdir(f"/proc/{process.pid}/fd")) == ["10", "11", "20", "200"]
             counts = [line for line in _fdinfo(process.pid, 20).splitlines() if "eventfd-count" in line]
             assert counts[0].split() == ["eventfd-count:", "5"]
+
+
+def test_a_borrowed_number_is_given_back() -> None:
+    watch = EpollWatch(file_id=FileId(2), number=20, events=select.EPOLLIN, data=9)
+    entry = EpollEntry(file_id=FileId(1), watches=(watch,))
+    made = epoll.restore(entry, Builder())
+    with OwnedFd(os.eventfd(1)) as counter, puppet() as process, made[FileId(1)] as mine:
+        process.give(FileId(1), mine, 10)
+        process.give(FileId(2), counter, 11)
+        epoll.attach(entry, process)
+        assert wait(mine) == [(9, select.EPOLLIN)]
+        assert sorted(os.listdir(f"/proc/{process.pid}/fd")) == ["10", "11", "200"]
 
 
 def _fdinfo(pid: int, fd: int) -> str:

@@ -207,7 +207,7 @@ def test_a_fifo_whose_name_is_taken_is_refused(tmp_path: Path) -> None:
     path.write_text("precious")
     named = Fifo(path=bytes(path), deleted=False, mode=0o600, uid=0, gid=0)
     end = PipeEnd(file_id=FileId(1), access=os.O_RDONLY, packet_mode=False, reopened=True, hung_up=False)
-    entry = PipeEntry(ends=(end,), capacity_bytes=4096, unread=(), packets=False, fifo=named)
+    entry = PipeEntry(ends=(end,), capacity_bytes=4096, unread=(), packets=False, named=named)
     with pytest.raises(DestinationError, match="no fifo"):
         pipe.restore(entry, Builder())
     assert path.read_text() == "precious"

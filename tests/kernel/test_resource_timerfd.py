@@ -96,6 +96,16 @@ def test_a_periodic_timer_loses_no_expiration() -> None:
         assert 0 <= kernel.gettime(mine.number)[0] - kernel.gettime(twin.number)[0] < MINUTE_NS
 
 
+def test_expirations_that_nobody_looked_at_are_counted() -> None:
+    fd = made(kernel.CLOCK_MONOTONIC, value_ns=1, interval_ns=10**6)
+    with kernel.create(kernel.CLOCK_MONOTONIC) as stopwatch:
+        kernel.settime(stopwatch.number, flags=0, value_ns=20 * 10**6, interval_ns=0)
+        wait_until_expired(stopwatch.number)
+    with held(fd) as child, restored(timerfd.KIND, child) as builder, child.twin(fd) as twin:
+        assert ticks(moved(child, builder, fd)) >= 20
+        assert ticks(twin) >= 20
+
+
 def test_a_fast_periodic_timer_counts_at_least_what_its_twin_had_counted() -> None:
     fd = made(kernel.CLOCK_MONOTONIC, value_ns=1000, interval_ns=1000)
     with held(fd) as child, child.twin(fd) as twin:

@@ -1,8 +1,8 @@
 """Start the workloads, see that they live, end them and hear their verdict.
 
-A workload is one of `WORKLOADS`. Started in a directory of its own it counts in `alive`, runs until a file `stop`
-appears there, then verifies itself and writes `result`: "ok ..." or "bad: reason". It may be moved meanwhile, so
-nothing here waits for a pid: all that is known of it is known from its files.
+A workload is one of `WORKLOADS`. Started in a directory of its own it counts in `alive`, runs until a
+file `stop` appears there, then verifies itself and writes `result`: "ok ..." or "bad: reason". It may be
+moved meanwhile, so nothing here waits for a pid: all that is known of it is known from its files.
 """
 
 from __future__ import annotations
@@ -65,15 +65,22 @@ def _build(output: Path, argv: Callable[[Path], Sequence[str]], env: dict[str, s
     """Run a compiler once; what it leaves appears under its name only when complete."""
     if output.exists():
         return
-    output.parent.mkdir(parents=True, exist_ok=True)
+    output.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if output.parent.stat().st_uid != os.geteuid():
+        raise WorkloadError(f"{output.parent} belongs to somebody else: what it holds would be run")
     with tempfile.TemporaryDirectory(dir=output.parent) as scratch:
         fresh = Path(scratch) / "out"
         done = subprocess.run(
-            argv(fresh), check=False, capture_output=True, text=True, cwd=PROGRAMS, env={**os.environ, **(env or {})}
+            argv(fresh),
+            check=False,
+            capture_output=True,
+            text=True,
+            cwd=PROGRAMS,
+            env={**os.environ, **(env or {})},
         )
         if done.returncode != 0:
             raise WorkloadError(f"cannot build {output.name}: {done.stderr.strip()}")
-        with contextlib.suppress(FileExistsError, OSError):
+        with contextlib.suppress(OSError):
             fresh.rename(output)  # Another test run may have been first: the same bytes.
     if not output.exists():
         raise WorkloadError(f"cannot build {output.name}: the compiler left nothing")
@@ -94,8 +101,8 @@ class Workload:
             if shutil.which(program) is None:
                 return f"{program} is not installed"
         if self.needs_module:
-            found = subprocess.run([sys.executable, "-c", f"import {self.needs_module}"], check=False, capture_output=True)
-            if found.returncode != 0:
+            words = [sys.executable, "-c", f"import {self.needs_module}"]
+            if subprocess.run(words, check=False, capture_output=True).returncode != 0:
                 return f"{sys.executable} has no module {self.needs_module}"
         return None
 
@@ -217,16 +224,27 @@ _ALL: tuple[Workload, ...] = (
     _c("memory_c", "mappings of every kind", "memory_regions.c", "memory_sharing.c"),
     _python("tree_py", "five processes, two sessions, zombies"),
     ScriptWorkload(
-        name="tree_sh", about="the same of shells", script="tree_sh.sh", words=("sh", "{script}", "{dir}"), needs=("setsid",)
+        name="tree_sh",
+        about="the same of shells",
+        script="tree_sh.sh",
+        words=("sh", "{script}", "{dir}"),
+        needs=("setsid",),
     ),
     _python("numpy_py", "256 MiB, BLAS threads, a child on a pipe", needs_module="numpy"),
     _python("log_py", "numbered lines in files"),
     _python("sqlite_py", "commits without pause", needs_module="sqlite3"),
     ScriptWorkload(
-        name="node_js", about="V8, a worker, timers", needs=("node",), script="node_js.js", words=("node", "{script}", "{dir}")
+        name="node_js",
+        about="V8, a worker, timers",
+        needs=("node",),
+        script="node_js.js",
+        words=("node", "{script}", "{dir}"),
     ),
     JavaWorkload(
-        name="java", about="threads and garbage", needs=("java", "javac"), jvm=("-XX:-UsePerfData", "-Xmx256m")
+        name="java",
+        about="threads and garbage",
+        needs=("java", "javac"),
+        jvm=("-XX:-UsePerfData", "-Xmx256m"),
     ),
     JavaWorkload(name="java_default", about="the same as people start it", needs=("java", "javac")),
     GoWorkload(name="go_static", about="64 goroutines", needs=("go",)),
@@ -245,7 +263,11 @@ WORKLOADS: dict[str, Workload] = {workload.name: workload for workload in _ALL}
 def launch_here(argv: Sequence[str]) -> subprocess.Popen[bytes]:
     """Start the words on this machine, in a session of their own, and return the handle that reaps them."""
     return subprocess.Popen(
-        argv, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+        argv,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
     )
 
 
@@ -278,7 +300,7 @@ class Running:
 
     def pid(self, deadline_s: float = 20.0) -> int:
         """The pid of the root process in the namespace where it was started."""
-        if not wait_until(lambda: (self.dir / "pid").exists(), deadline_s):
+        if not wait_until((self.dir / "pid").exists, deadline_s):
             raise WorkloadError(f"{self.workload.name} was not started: {self._read('stderr').strip()}")
         return int(self._read("pid"))
 
@@ -310,7 +332,8 @@ class Running:
             return seen[0] > 0 and count >= seen[0] + more
 
         if not wait_until(advanced, deadline_s):
-            raise WorkloadError(f"{self.workload.name} does not live: {self.alive()} units; {self._read('stderr')[-500:]}")
+            last_words = self._read("stderr")[-500:]
+            raise WorkloadError(f"{self.workload.name} does not live: {self.alive()} units; {last_words}")
         return self.alive()
 
     def finish(self, deadline_s: float = 120.0) -> Result:
@@ -320,7 +343,8 @@ class Running:
             verdict = self.result()
             assert verdict is not None
             return verdict
-        return Result(ok=False, text=f"bad: no verdict in {deadline_s:g} s; stderr: {self._read('stderr')[-500:]}")
+        last_words = self._read("stderr")[-500:]
+        return Result(ok=False, text=f"bad: no verdict in {deadline_s:g} s; stderr: {last_words}")
 
     def kill(self) -> None:
         """Kill whatever still works in the directory, whatever its session, and reap our own child."""

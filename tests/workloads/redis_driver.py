@@ -1,7 +1,7 @@
 """redis-server as a workload: a client with a model of what the server must hold.
 
-The client connects only inside a call and has seen the server close the connection when the call returns, so that
-between calls the server holds no connection of ours.
+The client connects only inside a call and has seen the server close the connection when the call returns,
+so that between calls the server holds no connection of ours.
 """
 
 from __future__ import annotations
@@ -190,7 +190,7 @@ def free_port() -> int:
         return port
 
 
-def start_redis(  # noqa: PLR0913  # each is a choice of the caller
+def start_redis(  # each is a choice of the caller
     directory: Path,
     launcher: Launcher = launch_here,
     options: Sequence[str] = (),

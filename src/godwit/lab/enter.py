@@ -30,11 +30,7 @@ from godwit.types import OwnedFd, Pid
 Stream = int | str | None
 """A descriptor of ours, a path in the node, or None for the node's /dev/null."""
 
-_RESET = tuple(
-    number
-    for number in signal.Signals
-    if number not in {signal.SIGKILL, signal.SIGSTOP, signal.SIGCONT, signal.SIGTSTP}
-)
+_RESET = frozenset(signal.Signals) - {signal.SIGKILL, signal.SIGSTOP}
 _INT = struct.Struct("=i")
 CLOSE_RANGE_CLOEXEC = 4  # close_range(2)
 

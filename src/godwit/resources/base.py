@@ -198,13 +198,16 @@ def moves(file: OpenFile, what: str, check: Callable[[], object] = lambda: None,
 
 
 def refuse_outside_holders(file: OpenFile, tree: Tree, what: str) -> None:
-    """Raise UnsupportedStateError if somebody outside the tree has the same object open."""
+    """Raise UnsupportedStateError if somebody outside the tree has the same object open.
+
+    To be called while we hold no duplicate of it: we are outside too.
+    """
     outside = tree.outside_holders(file.link)
     if outside:
         pid, fd = outside[0]
         more = f" and {len(outside) - 1} more" if len(outside) > 1 else ""
         raise file.refuse(
             what,
-            f"pid {pid} (fd {fd}){more}, which does not move along, has its other end",
+            f"pid {pid} (fd {fd}){more}, which does not move along, has it open too",
             f"move a process that is an ancestor of pid {pid} too, or end pid {pid}",
         )

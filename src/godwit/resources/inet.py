@@ -90,6 +90,11 @@ def _what(sock: socket.socket) -> str:
     return f"{name} socket {_address_text(sock)}"
 
 
+def _name(file: OpenFile) -> str:
+    with sockets.borrow(file) as sock:
+        return _what(sock)
+
+
 def _address_text(sock: socket.socket) -> str:
     host, port = sock.getsockname()[:2]
     text = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
@@ -107,8 +112,13 @@ def _peer(sock: socket.socket) -> tuple[str, int] | None:
     return host, port
 
 
-def _check(file: OpenFile, sock: socket.socket, tree: Tree) -> None:
-    what = _what(sock)
+def _check(file: OpenFile, what: str, tree: Tree) -> None:
+    refuse_outside_holders(file, tree, what)
+    with sockets.borrow(file) as sock:
+        _check_state(file, sock, what)
+
+
+def _check_state(file: OpenFile, sock: socket.socket, what: str) -> None:
     if (sock.type, sock.proto) not in ((socket.SOCK_STREAM, _TCP), (socket.SOCK_DGRAM, _UDP)):
         raise file.refuse(what, "its protocol is not carried", _CLOSE_FIRST)
     if _peer(sock):
@@ -117,7 +127,6 @@ def _check(file: OpenFile, sock: socket.socket, tree: Tree) -> None:
         _check_tcp(file, sock, what)
     elif any(sock.getsockopt(_UDP, name) for name in (_UDP_CORK, _UDP_ENCAP)):
         raise file.refuse(what, "it holds a datagram back, or takes apart a tunnel", _CLOSE_FIRST)
-    refuse_outside_holders(file, tree, what)
     if sock.family == socket.AF_INET6 and sock.getsockname()[3]:
         raise file.refuse(what, "its address belongs to one network card", "bind it to another address")
     if sockets.has_filter(sock):
@@ -153,12 +162,12 @@ class _TcpInfo:
 def inspect(file: OpenFile, tree: Tree) -> Finding:
     """Find that it moves, if it is not connected."""
     try:
-        with sockets.borrow(file) as sock:
-            return moves(file, _what(sock), lambda: _check(file, sock, tree))
+        what = _name(file)
     except OSError as error:
         if error.errno not in (errno.EBADF, errno.ESRCH):
             raise
         return moves(file, "internet socket", why="closed meanwhile")
+    return moves(file, what, lambda: _check(file, what, tree))
 
 
 def collect(files: Sequence[OpenFile], tree: Tree) -> Sequence[InetEntry]:
@@ -167,8 +176,8 @@ def collect(files: Sequence[OpenFile], tree: Tree) -> Sequence[InetEntry]:
 
 
 def _entry(file: OpenFile, tree: Tree) -> InetEntry:
+    _check(file, _name(file), tree)
     with sockets.borrow(file) as sock:
-        _check(file, sock, tree)
         backlog = -1
         if sock.type == socket.SOCK_STREAM:
             info = _TcpInfo.of(sock)

@@ -26,6 +26,7 @@ from godwit.resources.base import (
     moves,
     refuse_outside_holders,
 )
+from godwit.resources.fifo import Fifo
 from godwit.types import Fd, FileId, OwnedFd
 
 O_LARGEFILE = 0o100000  # os.O_LARGEFILE is 0 on 64 bits, the kernel's flag is not
@@ -52,7 +53,7 @@ class PipeEntry:
     capacity_bytes: int  # F_GETPIPE_SZ
     unread: tuple[bytes, ...]  # oldest first; one piece, unless packets
     packets: bool  # the pieces are packets
-    fifo: fifo.Fifo | None = None  # None: a pipe without a name
+    named: Fifo | None = None  # None: a pipe without a name
 
     @property
     def file_ids(self) -> tuple[FileId, ...]:
@@ -108,7 +109,7 @@ def _entry(files: Sequence[OpenFile]) -> PipeEntry:
         capacity_bytes=capacity_bytes,
         unread=unread,
         packets=packets,
-        fifo=fifo.collect(first) if _what(first) == "fifo" else None,
+        named=fifo.collect(first) if _what(first) == "fifo" else None,
     )
 
 
@@ -190,7 +191,7 @@ def _is_packet(fd: Fd, length_bytes: int, *, packet_mode: bool) -> bool:
 def restore(entry: PipeEntry, context: RestoreContext) -> Mapping[FileId, OwnedFd]:  # noqa: ARG001
     """Make the pipe, fill it and open every end of it."""
     _check(entry)
-    reader, writer = pipe.pipe() if entry.fifo is None else fifo.open_both_ends(entry.fifo)
+    reader, writer = pipe.pipe() if entry.named is None else fifo.open_both_ends(entry.named)
     made: dict[FileId, OwnedFd] = {}
     with reader, writer:
         try:
@@ -237,11 +238,11 @@ def _open_ends(entry: PipeEntry, reader: OwnedFd, writer: OwnedFd, made: dict[Fi
     late: list[PipeEnd] = []
     with OwnedFd(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)) as keeper:
         again = f"/proc/self/fd/{keeper.number}"
-        originals = {} if entry.fifo else {os.O_RDONLY: reader, os.O_WRONLY: writer}
+        originals = {} if entry.named else {os.O_RDONLY: reader, os.O_WRONLY: writer}
         for end in _by_origin(entry.ends):
             if end.access in originals and not end.reopened:
                 made[end.file_id] = originals.pop(end.access).release()
-            elif entry.fifo and end.access == os.O_RDONLY and not end.hung_up:
+            elif entry.named and end.access == os.O_RDONLY and not end.hung_up:
                 late.append(end)
             else:
                 made[end.file_id] = _reopen(again, end)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import select
 import socket
@@ -12,13 +11,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from godwit.errors import DestinationError, ImageError
-from godwit.linux import abi
+from godwit.linux import sockopt
 from godwit.resources.base import OpenFile
 from godwit.types import Fd
 
 SO_PROTOCOL = 38
 SO_PEEK_OFF = 42
-SO_GET_FILTER = 26
 SO_SNDBUFFORCE = 32
 SO_RCVBUFFORCE = 33
 SO_PASSSEC = 34
@@ -134,16 +132,14 @@ def has_error(sock: socket.socket) -> bool:
 
 def has_filter(sock: socket.socket) -> bool:
     """Tell whether a packet filter is attached, which is not carried."""
-    # The length counts instructions, not bytes; with 0 the kernel tells their number and copies none.
-    length = (ctypes.c_uint * 1)(0)
     try:
-        abi.syscall("getsockopt", sock.fileno(), _SOL, SO_GET_FILTER, 0, length)
+        return sockopt.filter_instructions(number_of(sock)) > 0
     except PermissionError:
-        return True  # EACCES: an eBPF program, which cannot be read
+        return True  # one that cannot even be read
     except OSError as error:
         if error.errno not in _UNKNOWN:
             raise
-    return length[0] > 0
+        return False
 
 
 def collect(sock: socket.socket, more: Iterable[tuple[int, int]] = ()) -> SocketOptions:

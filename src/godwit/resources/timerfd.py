@@ -79,8 +79,8 @@ def _counted(fd: OwnedFd) -> FdInfo:
         info = _own_info(fd)
         # Both 0 and periodic: it expired between the two calls and stands still again.
         if _pair_ns(info, "it_value") or not _pair_ns(info, "it_interval") or info.fields["ticks"] == "0":
-            break
-    return info
+            return info
+    return _own_info(fd)
 
 
 def _entry(file: OpenFile) -> TimerFdEntry:

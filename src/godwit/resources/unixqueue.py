@@ -1,4 +1,9 @@
-"""What waits in a unix socket, read without taking it away: SO_PEEK_OFF in socket(7), unix(7)."""
+"""What waits in a unix socket, read without taking it away: SO_PEEK_OFF in socket(7), unix(7).
+
+The kernel marks an empty datagram as seen at the first look, and skips it at a second one: of empty
+messages in a queue that was looked at before, by the program or by a move that failed, nothing is
+known any more.
+"""
 
 from __future__ import annotations
 
@@ -70,11 +75,11 @@ def _peek_all(file: OpenFile, sock: socket.socket, shutdown: int) -> list[bytes]
 
 
 def _peek_stream(file: OpenFile, sock: socket.socket, waiting: int) -> list[bytes]:
-    """Peek at exactly what waits: one byte more, and a waiting error would be taken away."""
+    """Peek at all that waits, and not once more: a look at nothing takes a waiting error away."""
     pieces: list[bytes] = []
     seen = 0
     while seen < waiting:
-        piece = _peek(file, sock, min(waiting - seen, _PIECE_BYTES))
+        piece = _peek(file, sock)
         if not piece:
             break
         pieces.append(piece)
@@ -94,7 +99,7 @@ def _peek_messages(file: OpenFile, sock: socket.socket, last_of_bytes: int | Non
     """
     pieces: list[bytes] = []
     seen = 0
-    while (piece := _peek(file, sock, _PIECE_BYTES)) is not None:
+    while (piece := _peek(file, sock)) is not None:
         if not piece and sock.type == socket.SOCK_SEQPACKET and last_of_bytes == seen:
             break
         pieces.append(piece)
@@ -112,18 +117,18 @@ def _waiting_bytes(sock: socket.socket) -> int:
     return count
 
 
-def _peek(file: OpenFile, sock: socket.socket, length_bytes: int) -> bytes | None:
+def _peek(file: OpenFile, sock: socket.socket) -> bytes | None:
     """Return the next piece, or None when there is no more."""
     flags = socket.MSG_PEEK | socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC
     try:
-        piece, ancillary, told, _ = sock.recvmsg(length_bytes, _ANCILLARY_BYTES, flags)
+        piece, ancillary, told, _ = sock.recvmsg(_PIECE_BYTES, _ANCILLARY_BYTES, flags)
     except BlockingIOError:
         return None
     carries = _close_received(ancillary)
     if carries or told & socket.MSG_CTRUNC:
         raise file.refuse(_WHAT, "open files wait in it (SCM_RIGHTS)", _DRAIN)
     if told & socket.MSG_TRUNC:
-        raise file.refuse(_WHAT, f"a message of more than {length_bytes} bytes waits in it", _DRAIN)
+        raise file.refuse(_WHAT, f"a message of more than {_PIECE_BYTES} bytes waits in it", _DRAIN)
     return piece
 
 

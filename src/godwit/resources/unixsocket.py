@@ -2,7 +2,8 @@
 
 One entry holds the pair: what waits in either direction, how far it is shut down, the options. An
 end may be closed already; the other then still reads what is left. Sockets with names, listening
-ones and those connected to somebody else are refused.
+ones and those connected to somebody else are refused. SO_PEERCRED keeps user and group; its process
+id becomes that of who restored the pair.
 """
 
 from __future__ import annotations
@@ -12,8 +13,8 @@ import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from godwit.errors import ImageError
-from godwit.linux import sockdiag
+from godwit.errors import DestinationError, ImageError
+from godwit.linux import peercred, sockdiag
 from godwit.linux.sockdiag import UnixSocket
 from godwit.resources import sockets, unixqueue
 from godwit.resources.base import (
@@ -52,6 +53,8 @@ class UnixPairEntry:
     kind: int  # SOCK_STREAM, SOCK_DGRAM, SOCK_SEQPACKET
     connected: bool  # False: one socket that was never connected
     ends: tuple[UnixEnd, ...]  # 2, or 1 when the other is closed or there never was one
+    uid: int  # of who made the pair, as SO_PEERCRED tells
+    gid: int
 
     @property
     def file_ids(self) -> tuple[FileId, ...]:
@@ -135,8 +138,18 @@ def collect(files: Sequence[OpenFile], tree: Tree) -> Sequence[UnixPairEntry]:
         if peer is not None and peer.file_id != file.file_id:
             ends.append(_end(peer, _look_up(peer)))
         done.update(end.file_id for end in ends)
-        entries.append(UnixPairEntry(kind=found.kind, connected=found.peer is not None, ends=tuple(ends)))
+        uid, gid = _maker(file)
+        entries.append(
+            UnixPairEntry(
+                kind=found.kind, connected=found.peer is not None, ends=tuple(ends), uid=uid, gid=gid
+            )
+        )
     return entries
+
+
+def _maker(file: OpenFile) -> tuple[int, int]:
+    with sockets.borrow(file) as sock:
+        return peercred.peer_ids(sock)
 
 
 def _end(file: OpenFile, found: UnixSocket) -> UnixEnd:
@@ -160,7 +173,7 @@ def restore(entry: UnixPairEntry, context: RestoreContext) -> Mapping[FileId, Ow
         with socket.socket(socket.AF_UNIX, kind) as single:
             _shut_down(single, entry.ends[0].shutdown)
             return _finish(entry, (single,))
-    left, right = socket.socketpair(socket.AF_UNIX, kind)
+    left, right = _make_pair(entry, kind)
     with left, right:
         if len(entry.ends) == 1:
             return _restore_survivor(entry, left, right)
@@ -171,10 +184,22 @@ def restore(entry: UnixPairEntry, context: RestoreContext) -> Mapping[FileId, Ow
         return _finish(entry, (left, right))
 
 
+def _make_pair(entry: UnixPairEntry, kind: socket.SocketKind) -> tuple[socket.socket, socket.socket]:
+    try:
+        return peercred.socketpair_as(entry.uid, entry.gid, kind)
+    except OSError as error:
+        raise DestinationError(
+            f"cannot make sockets of user {entry.uid} and group {entry.gid}: {error.strerror}",
+            remedy="run Godwit as root at the destination",
+        ) from error
+
+
 def _check_entry(entry: UnixPairEntry) -> None:
     most = 2 if entry.connected else 1
     if entry.kind not in _KINDS or not 1 <= len(entry.ends) <= most:
         raise ImageError(f"unix sockets {entry.file_ids} are no pair")
+    if not (0 <= entry.uid < 2**32 and 0 <= entry.gid < 2**32):
+        raise ImageError(f"unix sockets {entry.file_ids} are of the impossible user {entry.uid}:{entry.gid}")
     if not entry.connected and any(end.unread for end in entry.ends):
         raise ImageError(f"unix socket {entry.file_ids} was never connected and yet holds data")
 

@@ -1,4 +1,5 @@
-/* Every kind of mapping, each word known, the protections tried, and a child that shares some of it. */
+/* Every kind of mapping, each word known, the protections tried, and a child that shares some of it.
+   Option: answer_ms, how long parent and child wait for each other. */
 #define _GNU_SOURCE
 #include "memory.h"
 

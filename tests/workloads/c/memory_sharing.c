@@ -17,10 +17,15 @@ static struct shared {
 } *shared;
 static pid_t child;
 static uint64_t private_copy = 1;
+static int64_t answer_ns;
 
 static void wait_for(sem_t *semaphore)
 {
-    CHECK(sem_wait(semaphore) == 0, "sem_wait: %s", strerror(errno));
+    int64_t end_ns = wl_now(CLOCK_MONOTONIC) + answer_ns;
+    struct timespec end = {.tv_sec = end_ns / 1000000000, .tv_nsec = end_ns % 1000000000};
+    int gave = sem_clockwait(semaphore, CLOCK_MONOTONIC, &end);
+    CHECK(gave == 0 || errno != ETIMEDOUT, "the other one does not answer");
+    CHECK(gave == 0, "sem_clockwait: %s", strerror(errno));
 }
 
 static _Noreturn void be_the_child(pid_t parent)
@@ -41,6 +46,7 @@ void sharing_start(void)
     shared = mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     CHECK(shared != MAP_FAILED, "mmap: %s", strerror(errno));
     CHECK(sem_init(&shared->to_child, 1, 0) == 0 && sem_init(&shared->to_parent, 1, 0) == 0, "sem_init");
+    answer_ns = (int64_t)wl_opt("answer_ms", 60000) * MS;
     pid_t parent = getpid();
     private_copy = 2;
     child = fork();

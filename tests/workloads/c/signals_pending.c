@@ -29,7 +29,7 @@ static void queue_all(void)
         CHECK(sigqueue(getpid(), SIGNAL_PENDING_A, value) == 0, "sigqueue: %s", strerror(errno));
         CHECK(pthread_sigqueue(pthread_self(), SIGNAL_PENDING_B, value) == 0, "pthread_sigqueue");
     }
-    CHECK(kill(getpid(), SIGTTIN) == 0 && raise(SIGTTOU) == 0, "kill: %s", strerror(errno));
+    CHECK(kill(getpid(), SIGIO) == 0 && raise(SIGVTALRM) == 0, "kill: %s", strerror(errno));
 }
 
 static siginfo_t take(int signal)
@@ -56,8 +56,8 @@ static void take_all(void)
         CHECK(thread.si_value.sival_int == value_of(i) && thread.si_code == SI_QUEUE,
               "thread signal %u carries %d, code %d", i, thread.si_value.sival_int, thread.si_code);
     }
-    CHECK(take(SIGTTIN).si_code == SI_USER, "SIGTTIN lost its code");
-    CHECK(take(SIGTTOU).si_code == SI_TKILL, "SIGTTOU lost its code");
+    CHECK(take(SIGIO).si_code == SI_USER, "SIGIO lost its code");
+    CHECK(take(SIGVTALRM).si_code == SI_TKILL, "SIGVTALRM lost its code");
     sigset_t left;
     CHECK(sigpending(&left) == 0 && sigisemptyset(&left), "more signals are pending than were sent");
 }
@@ -68,8 +68,8 @@ void pending_start(void)
     sigemptyset(&set);
     sigaddset(&set, SIGNAL_PENDING_A);
     sigaddset(&set, SIGNAL_PENDING_B);
-    sigaddset(&set, SIGTTIN);
-    sigaddset(&set, SIGTTOU);
+    sigaddset(&set, SIGIO);
+    sigaddset(&set, SIGVTALRM);
     CHECK(pthread_sigmask(SIG_BLOCK, &set, NULL) == 0, "sigmask");
     queue_all();
 }
@@ -79,7 +79,7 @@ void pending_check(void)
     sigset_t pending;
     CHECK(sigpending(&pending) == 0, "sigpending: %s", strerror(errno));
     CHECK(sigismember(&pending, SIGNAL_PENDING_A) && sigismember(&pending, SIGNAL_PENDING_B) &&
-              sigismember(&pending, SIGTTIN) && sigismember(&pending, SIGTTOU) && !sigismember(&pending, SIGUSR1),
+              sigismember(&pending, SIGIO) && sigismember(&pending, SIGVTALRM) && !sigismember(&pending, SIGUSR1),
           "the set of pending signals changed");
     if (++pending_rounds % KEEP_ROUNDS == 0) {
         take_all();

@@ -1,4 +1,4 @@
-"""Append a numbered line every few milliseconds, once through O_APPEND and once through a buffer; read both back."""
+"""Append a numbered line every few milliseconds, through O_APPEND and through a buffer; read both back."""
 
 from __future__ import annotations
 

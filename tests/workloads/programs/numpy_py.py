@@ -1,7 +1,7 @@
-"""A big array that is checked and rewritten block by block, exact matrix products in threads, a child on a pipe.
+"""A big array checked and rewritten block by block, exact matrix products in threads, a child on a pipe.
 
-Option `mib=N`: size of the array, 256 by default. The expected sums follow from arithmetic modulo 2^64, not from
-the data, so a changed word cannot vouch for itself.
+Option `mib=N`: size of the array, 256 by default. The expected sums follow from arithmetic modulo 2^64,
+not from the data, so a changed word cannot vouch for itself.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Array:
         check(found == self.expected[number], f"block {number} sums to {found}, not {self.expected[number]}")
 
     def rewrite(self, number: int) -> None:
-        """Replace x by FACTOR * x + STEP, and say what the sums must become. The marker stays in block 0."""
+        """Replace x by FACTOR * x + STEP, and note what the sums must become. Block 0 keeps its marker."""
         plain, weighted = self.expected[number]
         block = self.block(number)
         if number == 0:
@@ -96,13 +96,16 @@ class Child:
 
     def __init__(self) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-B", str(CHILD), str(os.getpid())], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+            [sys.executable, "-B", str(CHILD), str(os.getpid())],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
         )
         self.number = 0
 
     def ask(self, payload: bytes) -> None:
         """Raise unless the child hashes the payload right, in turn, from the same pid."""
-        assert self.process.stdin is not None and self.process.stdout is not None
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
         self.number += 1
         self.process.stdin.write(b"%d %s\n" % (self.number, payload.hex().encode()))
         self.process.stdin.flush()

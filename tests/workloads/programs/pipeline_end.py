@@ -1,4 +1,4 @@
-"""The ends of a pipeline: `produce` writes numbered blocks that do not compress, `check` expects exactly these."""
+"""The ends of a pipeline: `produce` writes numbered blocks that do not compress, `check` expects these."""
 
 from __future__ import annotations
 

@@ -6,6 +6,7 @@ Argument `journal=wal` uses a write-ahead log, which maps a file shared; the def
 from __future__ import annotations
 
 import hashlib
+import itertools
 import sqlite3
 import sys
 from contextlib import closing
@@ -50,8 +51,11 @@ def verify(number: int, link: str) -> None:
         (total,) = database.execute("SELECT sum(amount) FROM account").fetchone()
         check(total == ACCOUNTS * EACH, f"the accounts hold {total}")
         rows = database.execute("SELECT id, link FROM entry ORDER BY id").fetchall()
-    check([row[0] for row in rows] == list(range(max(1, number - KEEP_ROWS + 1), number + 1)), "rows are missing")
-    for (_, before), (follower, after) in zip(rows, rows[1:], strict=False):
+    check(
+        [row[0] for row in rows] == list(range(max(1, number - KEEP_ROWS + 1), number + 1)),
+        "rows are missing",
+    )
+    for (_, before), (follower, after) in itertools.pairwise(rows):
         check(after == link_after(before, follower), f"row {follower} does not follow the one before")
     check(not rows or rows[-1][1] == link, "the last row is not what was committed last")
 

@@ -1,10 +1,10 @@
 """Five processes in two sessions, a group whose leader is gone, and two dead children that nobody has buried.
 
-    root ─┬─ plain            the root's group
-          ├─ orphaned         in a group whose leader has died and was reaped
-          ├─ session ── inner a session of their own
-          ├─ (exited with 37, a zombie)
-          └─ (killed by SIGTERM, a zombie)
+root ─┬─ plain            the root's group
+      ├─ orphaned         in a group whose leader has died and was reaped
+      ├─ session ── inner a session of their own
+      ├─ (exited with 37, a zombie)
+      └─ (killed by SIGTERM, a zombie)
 """
 
 from __future__ import annotations
@@ -94,7 +94,13 @@ def spawn_orphaned() -> Member:
     os.close(ready_out)
     os.close(ready_in)
     return Member(
-        name="orphaned", pid=pid, parent=os.getpid(), group=leader, session=os.getsid(0), ask=ask, answer=answer
+        name="orphaned",
+        pid=pid,
+        parent=os.getpid(),
+        group=leader,
+        session=os.getsid(0),
+        ask=ask,
+        answer=answer,
     )
 
 
@@ -120,7 +126,9 @@ def spawn_session() -> tuple[Member, Member]:
     for descriptor in (ask_out, answer_in, inner_ask_out, inner_answer_in):
         os.close(descriptor)
     inner = int(os.read(answer_out, 32))
-    outer = Member(name="session", pid=pid, parent=os.getpid(), group=pid, session=pid, ask=ask_in, answer=answer_out)
+    outer = Member(
+        name="session", pid=pid, parent=os.getpid(), group=pid, session=pid, ask=ask_in, answer=answer_out
+    )
     return outer, Member(
         name="inner", pid=inner, parent=pid, group=pid, session=pid, ask=inner_ask_in, answer=inner_answer_out
     )
@@ -158,13 +166,19 @@ def verify(member: Member, number: int) -> None:
     check(os.getpgid(member.pid) == member.group, f"{member.name} is in group {os.getpgid(member.pid)}")
     check(os.getsid(member.pid) == member.session, f"{member.name} is in session {os.getsid(member.pid)}")
     seen = state_of(member.pid)[1:]
-    check(seen == [str(member.parent), str(member.group), str(member.session)], f"{member.name} has {seen} in proc")
+    check(
+        seen == [str(member.parent), str(member.group), str(member.session)],
+        f"{member.name} has {seen} in proc",
+    )
 
 
 def bury(members: list[Member], zombies: tuple[int, int], number: int) -> None:
     """Reap everyone; each has a status that only it can have."""
     pid, status = os.waitpid(zombies[0], 0)
-    check((pid, os.waitstatus_to_exitcode(status)) == (zombies[0], ZOMBIE_STATUS), f"the zombie left status {status}")
+    check(
+        (pid, os.waitstatus_to_exitcode(status)) == (zombies[0], ZOMBIE_STATUS),
+        f"the zombie left status {status}",
+    )
     pid, status = os.waitpid(zombies[1], 0)
     check((pid, status) == (zombies[1], signal.SIGTERM), f"the killed zombie left status {status}")
     inner_first = sorted(members, key=lambda member: member.name != "inner")
@@ -173,7 +187,10 @@ def bury(members: list[Member], zombies: tuple[int, int], number: int) -> None:
     for member in inner_first:
         if member.parent == os.getpid():
             pid, status = os.waitpid(member.pid, 0)
-            check(status == (number % 64) << 8, f"{member.name} left status {status:#x} after {number} questions")
+            check(
+                status == (number % 64) << 8,
+                f"{member.name} left status {status:#x} after {number} questions",
+            )
     try:
         raise BadError(f"a child more than there should be: {os.wait()}")
     except ChildProcessError:
@@ -185,7 +202,13 @@ def work(life: Life) -> str:
     me = identity()
     pid, ask, answer = spawn()
     plain = Member(
-        name="plain", pid=pid, parent=os.getpid(), group=os.getpgrp(), session=os.getsid(0), ask=ask, answer=answer
+        name="plain",
+        pid=pid,
+        parent=os.getpid(),
+        group=os.getpgrp(),
+        session=os.getsid(0),
+        ask=ask,
+        answer=answer,
     )
     orphaned = spawn_orphaned()
     members = [plain, orphaned, *spawn_session()]
@@ -197,7 +220,10 @@ def work(life: Life) -> str:
             verify(member, number)
         for zombie in zombies:
             state = state_of(zombie)
-            check(state == ["Z", str(os.getpid()), str(os.getpgrp()), str(os.getsid(0))], f"the zombie is {state}")
+            check(
+                state == ["Z", str(os.getpid()), str(os.getpgrp()), str(os.getsid(0))],
+                f"the zombie is {state}",
+            )
         # Our own parent may be another one after a move; our names may not.
         check(mine(identity()) == mine(me), f"I was {me}, am {identity()}")
         life.alive()

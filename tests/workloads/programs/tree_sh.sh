@@ -8,8 +8,8 @@ me=$$
 self=$(readlink -f "$0")
 
 if [ "${2-}" = tick ]; then
-    # The root's clock: a line every now and then, until the root has gone or asks for an end.
-    while [ ! -e stop ]; do
+    # The root's clock: a line every now and then, until the root has seen the `stop` of others.
+    while [ ! -e enough ]; do
         sleep 0.02
         echo tick
     done >ticks
@@ -33,12 +33,13 @@ fi
 bad() {
     echo "bad: $1" >"result.$me"
     mv "result.$me" result
-    : >stop
+    : >enough
     kill "$member" "$leaf" "$ticker" "$holder" 2>/dev/null
     exit 1
 }
 
-# expect PID STATES PPID PGRP SESSION: compare with proc(5); names here hold no blanks.
+# expect PID STATES PPID PGRP SESSION: compare with proc(5); names here hold no blanks. T and t: whoever stops us all
+# need not do so at once.
 expect() {
     read -r pid _ state ppid pgrp session _ <"/proc/$1/stat" || bad "process $1 is gone"
     case $2 in *"$state"*) ;; *) bad "process $1 is in state $state" ;; esac
@@ -74,12 +75,15 @@ done
 count=0
 while read -r line <&3; do
     [ "$line" = tick ] || bad "the clock said $line"
+    # From here on the clock may end at any time; what it has sent is read to the end.
+    [ -e stop ] && : >enough
+    [ -e enough ] && continue
     read -r pid _ _ _ pgrp session _ </proc/self/stat
     [ "$pid $pgrp $session" = "$me $me $me" ] || bad "I was $me, am $pid $pgrp $session"
-    expect "$ticker" "SRD" "$me" "$me" "$me"
-    expect "$member" "SRD" "$me" "$member" "$member"
-    expect "$leaf" "SRD" "$member" "$member" "$member"
-    expect "$holder" "SRD" "$me" "$me" "$me"
+    expect "$ticker" "SRDTt" "$me" "$me" "$me"
+    expect "$member" "SRDTt" "$me" "$member" "$member"
+    expect "$leaf" "SRDTt" "$member" "$member" "$member"
+    expect "$holder" "SRDTt" "$me" "$me" "$me"
     expect "$zombie" "Z" "$holder" "$me" "$me"
     # The last field is the wait status, 37 * 256.
     read -r line <"/proc/$zombie/stat"
