@@ -23,6 +23,7 @@ from godwit.linux import clone, mem, ptrace
 from godwit.procfs import maps
 from godwit.resources import fdtable, memory, objects
 from godwit.resources.base import FileKind
+from godwit.resources.outline import OutlineEntry, SpaceEntry, outline_of
 from godwit.resources.process import ProcessEntry, ProcessState, TreeEntry
 from godwit.tracee.calls import WORKSHOP_BYTES
 from godwit.tracee.task import Tracee
@@ -37,53 +38,55 @@ class Builder:
     status_fd: Fd | None = None  # gets (pid, wait status) of what a pod's init reaps
     transfer: Transfer = field(default_factory=Transfer.open)
     family: Family | None = None
-    shape: TreeEntry | None = None
+    shape: OutlineEntry | None = None
+    tree: TreeEntry | None = None
     objects: dict[int, OwnedFd] = field(default_factory=dict)
     files: dict[FileId, OwnedFd] = field(default_factory=dict)
     _held: list[Stub] = field(default_factory=list)
 
     # --- making -------------------------------------------------------------------------------
 
-    def prepare(self, tree: TreeEntry) -> None:
+    def prepare(self, shape: OutlineEntry) -> None:
         """Make the processes, threads and mappings of a tree, empty. May be done again, differently."""
-        if self.family is not None and _same_family(self.shape, tree):
-            self._remap(tree)
+        if self.family is not None and self.shape is not None and _same_family(self.shape, shape):
+            self._remap(shape)
         else:
             self._discard()
-            self._spawn(tree)
-        self.shape = tree
+            self._spawn(shape)
+        self.shape = shape
 
-    def _spawn(self, tree: TreeEntry) -> None:
-        spans = [[(vma.start, vma.end) for vma in process.memory.vmas] for process in tree.processes]
-        seed_task = self._seed(tree)
-        own = [(mapping.start, mapping.end) for mapping in maps.read_maps(seed_task.pid)]
+    def _spawn(self, shape: OutlineEntry) -> None:
+        spans = [[(vma.start, vma.end) for vma in space_.vmas] for space_ in shape.spaces]
+        seed_task = self._seed(shape)
         try:
+            own = [(mapping.start, mapping.end) for mapping in maps.read_maps(seed_task.pid)]
             workshop_at = memory.free_range([*spans, own], WORKSHOP_BYTES)
-            inner = 1 if self.in_pod else self._seed_pid(tree)
+            inner = 1 if self.in_pod else self._seed_pid(shape)
             founder = stubs.seed_stub(inner, seed_task, self.transfer, workshop_at)
         except BaseException:
             stubs.kill(seed_task)
             raise
-        self.family = Family(tree.identities, founder)
+        self.family = Family(shape.identities, founder)
         raise_family(self.family, in_pod=self.in_pod)
-        with _OpenPaths(tree) as paths:
-            self._make_objects(tree)
-            for process in tree.processes:
-                stub = self.family.stubs[process.identity.pid]
-                stubs.clone_threads(stub, process.identity.tids[1:])
+        with _OpenPaths(shape) as paths:
+            self._make_objects(shape)
+            by_pid = {identity.pid: identity for identity in shape.identities}
+            for space_ in shape.spaces:
+                stub = self.family.stubs[space_.pid]
+                stubs.clone_threads(stub, by_pid[space_.pid].tids[1:])
                 space.clear(stub)
-                space.map_all(stub, process.memory, paths.open, self._object)
+                space.map_all(stub, space_.vmas, paths.open, self._object)
 
-    def _seed_pid(self, tree: TreeEntry) -> int:
+    def _seed_pid(self, shape: OutlineEntry) -> int:
         """Choose whom to fork first outside a pod: the root, or a leader it lacks."""
-        root = tree.identities[0]
+        root = shape.identities[0]
         if root.sid in (root.pid, 0, os.getsid(0)) or _alive(root.sid):
             return root.pid
         return root.sid
 
-    def _seed(self, tree: TreeEntry) -> Tracee:
+    def _seed(self, shape: OutlineEntry) -> Tracee:
         flags = clone.CLONE_NEWPID if self.in_pod else 0
-        pids = [] if self.in_pod else [Pid(self._seed_pid(tree))]
+        pids = [] if self.in_pod else [Pid(self._seed_pid(shape))]
         return stubs.make_seed(
             self.transfer,
             pids=pids,
@@ -92,26 +95,26 @@ class Builder:
             new_session=self.in_pod,
         )
 
-    def _remap(self, tree: TreeEntry) -> None:
+    def _remap(self, shape: OutlineEntry) -> None:
         """Bring mappings up to date that changed since the tree was prepared."""
         assert self.family is not None and self.shape is not None
-        self._make_objects(tree)
-        old_objects = self.shape.objects
-        for before, now in zip(self.shape.processes, tree.processes, strict=True):
-            same_files = _mapped_files(self.shape, before) == _mapped_files(tree, now)
-            if before.memory.vmas == now.memory.vmas and same_files and old_objects == tree.objects:
+        same_objects = self.shape.objects == shape.objects
+        self._make_objects(shape)
+        for before, now in zip(self.shape.spaces, shape.spaces, strict=True):
+            same_files = _mapped_files(self.shape, before) == _mapped_files(shape, now)
+            if before.vmas == now.vmas and same_files and same_objects:
                 continue
-            stub = self.family.stubs[now.identity.pid]
-            with _OpenPaths(tree) as paths:
+            stub = self.family.stubs[now.pid]
+            with _OpenPaths(shape) as paths:
                 space.clear(stub)
-                space.map_all(stub, now.memory, paths.open, self._object)
+                space.map_all(stub, now.vmas, paths.open, self._object)
 
-    def _make_objects(self, tree: TreeEntry) -> None:
+    def _make_objects(self, shape: OutlineEntry) -> None:
         known = {entry.object_id: entry for entry in (self.shape.objects if self.shape else ())}
-        wanted = {entry.object_id: entry for entry in tree.objects}
+        wanted = {entry.object_id: entry for entry in shape.objects}
         for object_id in [number for number in self.objects if wanted.get(number) != known.get(number)]:
             self.objects.pop(object_id).close()
-        for entry in tree.objects:
+        for entry in shape.objects:
             if entry.object_id not in self.objects:
                 self.objects[entry.object_id] = objects.restore(entry)
 
@@ -126,11 +129,11 @@ class Builder:
     def write_process_pages(self, index: int, runs: Sequence[tuple[int, int]], data: memoryview) -> None:
         """Write pages of the process at `index` of the tree. Raises ImageError for a foreign address."""
         assert self.family is not None and self.shape is not None
-        if not 0 <= index < len(self.shape.processes):
-            raise ImageError(f"pages for process {index}, of which there are {len(self.shape.processes)}")
-        process = self.shape.processes[index]
-        stub = self.family.stubs[process.identity.pid]
-        space.check_runs(process.memory, runs)
+        if not 0 <= index < len(self.shape.spaces):
+            raise ImageError(f"pages for process {index}, of which there are {len(self.shape.spaces)}")
+        space_ = self.shape.spaces[index]
+        stub = self.family.stubs[space_.pid]
+        space.check_runs(space_.vmas, runs)
         mem.write_all(stub.pid, stub.workshop.memory, runs, data)
 
     def write_object_pages(self, object_id: int, runs: Sequence[tuple[int, int]], data: memoryview) -> None:
@@ -153,6 +156,7 @@ class Builder:
     def complete(self, tree: TreeEntry, files: Sequence[tuple[FileKind, Any]]) -> None:
         """Give every process everything else. Afterwards all are one call away from running."""
         assert self.family is not None
+        self.tree = tree
         self._restore_files(tree, files)
         for process in tree.processes:
             self._install_descriptors(tree, process)
@@ -166,9 +170,9 @@ class Builder:
             objects.seal(entry, self.objects[entry.object_id].number)
         for process in tree.processes:
             stub = self.family.stubs[process.identity.pid]
-            with _OpenPaths(tree) as paths:
+            with _OpenPaths(outline_of(tree)) as paths:
                 finish.process(stub, process, paths.open)
-            space.finish_vmas(stub, process.memory)
+            space.finish_vmas(stub, process.memory.vmas)
             # The leader last: a change of user in any thread clears what it restores for the process.
             for thread in reversed(process.threads):
                 finish.thread(stub, process, thread)
@@ -214,8 +218,8 @@ class Builder:
         Raises:
             DestinationError: Somebody else has one.
         """
-        assert self.family is not None and self.shape is not None
-        for lock in self.shape.locks:
+        assert self.family is not None and self.tree is not None
+        for lock in self.tree.locks:
             name, arguments = fdtable.lock_call(lock, take=True)
             try:
                 self.family.stubs[lock.holder].call(name, *arguments)
@@ -226,16 +230,16 @@ class Builder:
                     f"pid {lock.holder} cannot have its {lock.kind} lock back: somebody else took it",
                     remedy="try again when the other program has let it go",
                 ) from error
-        by_pid = {process.identity.pid: process for process in self.shape.processes}
+        by_pid = {process.identity.pid: process for process in self.tree.processes}
         for stub in self._held:
             finish.registers(stub, by_pid[stub.inner])
         self._held.clear()
 
     def release(self) -> None:
         """Let everything run. There is no way back."""
-        assert self.family is not None and self.shape is not None
+        assert self.family is not None and self.tree is not None
         stopped = {
-            identity.pid for identity in self.shape.identities if identity.state is ProcessState.STOPPED
+            identity.pid for identity in self.tree.identities if identity.state is ProcessState.STOPPED
         }
         for stub in self._all_stubs():
             for task in stub.threads.values():
@@ -319,18 +323,18 @@ class _FileContext:
 class _OpenPaths(contextlib.ExitStack):
     """The image's path files, opened when first asked for and closed at the end."""
 
-    def __init__(self, tree: TreeEntry) -> None:
+    def __init__(self, shape: OutlineEntry) -> None:
         super().__init__()
-        self._tree = tree
+        self._shape = shape
         self._open: dict[tuple[int, int], Fd] = {}
 
     def open(self, index: int, flags: int) -> Fd:
         """Return a descriptor of path file `index`."""
-        if not 0 <= index < len(self._tree.path_files):
+        if not 0 <= index < len(self._shape.path_files):
             raise ImageError(f"the image refers to file {index}, which it lacks")
         key = (index, flags)
         if key not in self._open:
-            entry = self._tree.path_files[index]
+            entry = self._shape.path_files[index]
             try:
                 fd = self.enter_context(OwnedFd(os.open(entry.path, flags | os.O_CLOEXEC)))
             except OSError as error:
@@ -342,13 +346,11 @@ class _OpenPaths(contextlib.ExitStack):
         return self._open[key]
 
 
-def _same_family(before: TreeEntry | None, now: TreeEntry) -> bool:
-    if before is None or len(before.processes) != len(now.processes):
-        return False
+def _same_family(before: OutlineEntry, now: OutlineEntry) -> bool:
     return _family_part(before) == _family_part(now)
 
 
-def _family_part(tree: TreeEntry) -> list[tuple[object, ...]]:
+def _family_part(shape: OutlineEntry) -> list[tuple[object, ...]]:
     return [
         (
             identity.pid,
@@ -360,12 +362,12 @@ def _family_part(tree: TreeEntry) -> list[tuple[object, ...]]:
             identity.wait_status,
             identity.tids,
         )
-        for identity in tree.identities
+        for identity in shape.identities
     ]
 
 
-def _mapped_files(tree: TreeEntry, process: ProcessEntry) -> list[object]:
-    return [tree.path_files[vma.file].path if vma.file >= 0 else None for vma in process.memory.vmas]
+def _mapped_files(shape: OutlineEntry, space_: SpaceEntry) -> list[object]:
+    return [shape.path_files[vma.file].path if vma.file >= 0 else None for vma in space_.vmas]
 
 
 def _alive(pid: int) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ from godwit.engine.freeze import FrozenTree
 from godwit.engine.view import MemoryObject, ProcessView, TreeView, map_file, object_kind
 from godwit.errors import InternalError, UnsupportedStateError
 from godwit.linux import mem, pagemap
+from godwit.linux.mman import PROT_WRITE
 from godwit.procfs import cpuinfo, fdinfo, timers
 from godwit.procfs.maps import Mapping
 from godwit.procfs.source import read_bytes
@@ -26,6 +27,7 @@ from godwit.resources import (
     memory,
     objects,
     registry,
+    regular,
     signals,
     thread,
 )
@@ -34,6 +36,7 @@ from godwit.resources.base import FileKind, OpenFile
 from godwit.resources.fdtable import DescriptorEntry
 from godwit.resources.memory import Backing, MemoryEntry, VmaEntry
 from godwit.resources.objects import ObjectEntry
+from godwit.resources.outline import DemandEntry, OutlineEntry, SpaceEntry
 from godwit.resources.pathfile import PathFileEntry
 from godwit.resources.process import IdentityEntry, MachineEntry, ProcessEntry, ProcessState, TreeEntry
 from godwit.tracee import calls
@@ -48,12 +51,15 @@ class PageSource:
     object_id: int
     process: int  # index into the tree's processes
     descriptor: OwnedFd  # pagemap of a process; the object's file
-    runs: tuple[tuple[int, int], ...]  # (start, end) by address or by offset
+    spans: tuple[tuple[int, int], ...]  # (start, end) by address or by offset: where pages may be
 
-    @property
-    def length_bytes(self) -> int:
-        """All runs together."""
-        return sum(end - start for start, end in self.runs)
+    def runs(self) -> Iterator[tuple[int, int]]:
+        """Yield (start, end) of the pages to carry, in order. A large process has too many to keep."""
+        for start, end in self.spans:
+            if self.pid is not None:
+                yield from pagemap.scan_private(self.descriptor.number, start, end)
+            else:
+                yield from objects.data_runs(self.descriptor.number, end)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,6 +153,46 @@ def collect_files(view: TreeView) -> tuple[tuple[FileKind, Any], ...]:
     return tuple(collected)
 
 
+def outline(view: TreeView) -> tuple[OutlineEntry, DemandEntry]:
+    """Describe a running tree as far as a destination needs it to prepare and to check itself.
+
+    Raises:
+        UnsupportedStateError: A process uses a program or a directory that was removed.
+    """
+    paths = _PathTable(view)
+    spaces: list[SpaceEntry] = []
+    written: set[int] = set()
+    for process in view.processes:
+        if process.zombie:
+            continue
+        with mem.open_memory(process.pid) as memory_fd:
+            vmas, vdso = _vmas(process, paths, view, memory_fd)
+        _links(process.pid, paths)
+        written |= {vma.file for vma in vmas if vma.file >= 0 and vma.shared and vma.protection & PROT_WRITE}
+        spaces.append(
+            SpaceEntry(
+                pid=process.status.nspid[-1], vmas=vmas, vdso_digest=xxhash.xxh3_128_digest(vdso)
+            )
+        )
+    entries = []
+    for found in view.objects.values():
+        entry, source = _object(found)
+        source.descriptor.close()
+        entries.append(entry)
+    shape = OutlineEntry(
+        identities=identities(view),
+        spaces=tuple(spaces),
+        path_files=paths.entries(),
+        objects=tuple(entries),
+    )
+    plain = [file for file in view.files if registry.kind_of(file) is regular.KIND]
+    return shape, DemandEntry(
+        files=tuple(regular.collect(plain, view)),
+        written=tuple(sorted(written)),
+        limits=tuple(limits.collect(process.pid) for process in view.processes if not process.zombie),
+    )
+
+
 def capture(frozen: FrozenTree, view: TreeView, machine_entry: MachineEntry) -> Capture:
     """Read everything but the pages. The tree must be frozen and looked at since.
 
@@ -213,13 +259,13 @@ def _process(
             own.run()
             threads.append(answer())
         vmas, vdso = _vmas(process, paths, view, workshop.memory)
-        root = os.readlink(f"/proc/{pid}/root")
+        exe, cwd, root = _links(pid, paths)
         return ProcessEntry(
             identity=identity,
             umask=process.status.umask,
-            exe=_link(pid, "exe", paths, content=True),
-            cwd=_link(pid, "cwd", paths, content=False),
-            root=-1 if root == "/" else _link(pid, "root", paths, content=False),
+            exe=exe,
+            cwd=cwd,
+            root=root,
             memory=MemoryEntry(
                 vmas=vmas,
                 layout=layout(),
@@ -233,6 +279,15 @@ def _process(
             threads=tuple(threads),
             descriptors=_descriptors(process, view),
         )
+
+
+def _links(pid: Pid, paths: _PathTable) -> tuple[int, int, int]:
+    """Index what /proc/PID/exe, cwd and root lead to; -1 for the root of the mount namespace."""
+    exe = _link(pid, "exe", paths, content=True)
+    cwd = _link(pid, "cwd", paths, content=False)
+    if os.readlink(f"/proc/{pid}/root") == "/":
+        return exe, cwd, -1
+    return exe, cwd, _link(pid, "root", paths, content=False)
 
 
 def _link(pid: Pid, name: str, paths: _PathTable, *, content: bool) -> int:
@@ -286,23 +341,23 @@ def _written(mapping: Mapping) -> bool:
 
 
 def _process_pages(process: ProcessView, entry: ProcessEntry, index: int) -> PageSource:
-    """List the pages that belong to the process alone."""
+    """Tell where the pages lie that belong to the process alone."""
     descriptor = OwnedFd(os.open(f"/proc/{process.pid}/pagemap", os.O_RDONLY | os.O_CLOEXEC))
-    runs: list[tuple[int, int]] = []
-    for vma in entry.memory.vmas:
-        if not vma.shared and vma.backing is not Backing.KERNEL:
-            runs += pagemap.scan_private(descriptor.number, vma.start, vma.end)
-    return PageSource(pid=process.pid, object_id=0, process=index, descriptor=descriptor, runs=tuple(runs))
+    spans = tuple(
+        (vma.start, vma.end)
+        for vma in entry.memory.vmas
+        if not vma.shared and vma.backing is not Backing.KERNEL
+    )
+    return PageSource(pid=process.pid, object_id=0, process=index, descriptor=descriptor, spans=spans)
 
 
 def _object(found: MemoryObject) -> tuple[ObjectEntry, PageSource]:
     descriptor = OwnedFd(os.open(found.proc_path, os.O_RDONLY | os.O_CLOEXEC))
     entry = objects.collect(found.object_id, found.kind, found.name, descriptor.number)
-    runs = tuple(objects.data_runs(descriptor.number, entry.size_bytes))
-    source = PageSource(
-        pid=None, object_id=found.object_id, process=-1, descriptor=descriptor, runs=runs
+    spans = ((0, entry.size_bytes),)
+    return entry, PageSource(
+        pid=None, object_id=found.object_id, process=-1, descriptor=descriptor, spans=spans
     )
-    return entry, source
 
 
 def read_pages(source: PageSource, runs: Sequence[tuple[int, int]], into: memoryview) -> int:
@@ -323,7 +378,7 @@ def read_pages(source: PageSource, runs: Sequence[tuple[int, int]], into: memory
 
 
 def chunks(
-    runs: Sequence[tuple[int, int]], limit_bytes: int, limit_runs: int
+    runs: Iterable[tuple[int, int]], limit_bytes: int, limit_runs: int
 ) -> Iterator[list[tuple[int, int]]]:
     """Cut runs into groups of at most `limit_bytes` (a multiple of the page size) and `limit_runs`."""
     group: list[tuple[int, int]] = []

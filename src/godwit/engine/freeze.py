@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
@@ -47,6 +48,16 @@ class FrozenTree:
         """Take `park` back."""
         for task in self.threads():
             task.unpark()
+
+    def kill(self) -> None:
+        """End every process of the tree and take the death notes, threads before their leader."""
+        for pid in self.tracees:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        for group in self.tracees.values():
+            for task in sorted(group.values(), key=lambda task: task.tid == task.pid):
+                task.wait_until_gone()
+        self.tracees.clear()
 
     def thaw(self) -> None:
         """Put everything back and let every thread go."""

@@ -12,7 +12,7 @@ from godwit.errors import DestinationError, ImageError
 from godwit.linux import mman
 from godwit.procfs import maps
 from godwit.resources import memory
-from godwit.resources.memory import Backing, MemoryEntry, VmaEntry
+from godwit.resources.memory import Backing, VmaEntry
 from godwit.tracee.calls import WORKSHOP_BYTES, find_gadget
 from godwit.types import PAGE_SIZE, Fd, OwnedFd
 
@@ -38,24 +38,24 @@ def clear(stub: Stub) -> None:
 
 def map_all(
     stub: Stub,
-    entry: MemoryEntry,
+    vmas: Sequence[VmaEntry],
     open_path: Callable[[int, int], Fd],
     open_object: Callable[[int], OwnedFd],
 ) -> None:
-    """Make every mapping of the entry in a cleared stub; the pages come later.
+    """Make every mapping in a cleared stub; the pages come later.
 
     Args:
         stub: Cleared.
-        entry: Checked by `memory.problem`.
+        vmas: Checked by `memory.problem`.
         open_path: (index of a path file, flags) to a descriptor of ours.
         open_object: Object id to the object.
     """
-    _move_kernel_mappings(stub, entry)
-    numbers = _deliver(stub, entry, open_path, open_object)
-    vmas = [vma for vma in entry.vmas if vma.backing is not Backing.KERNEL]
-    for first in range(0, len(vmas), _CALLS_PER_BATCH):
+    _move_kernel_mappings(stub, vmas)
+    numbers = _deliver(stub, vmas, open_path, open_object)
+    mapped = [vma for vma in vmas if vma.backing is not Backing.KERNEL]
+    for first in range(0, len(mapped), _CALLS_PER_BATCH):
         batch = stub.batch()
-        for vma in vmas[first : first + _CALLS_PER_BATCH]:
+        for vma in mapped[first : first + _CALLS_PER_BATCH]:
             memory.restore_vma(vma, batch, numbers.get(_file_key(vma), -1), protection=vma.protection)
         try:
             batch.run()
@@ -67,7 +67,7 @@ def map_all(
     batch = stub.batch()
     for number in numbers.values():
         batch.add("close", number)
-    for vma in vmas:
+    for vma in mapped:
         if vma.advice:
             if not batch.room(256):
                 batch.run()
@@ -87,28 +87,28 @@ def _file_key(vma: VmaEntry) -> tuple[int, int, int] | None:
 
 def _deliver(
     stub: Stub,
-    entry: MemoryEntry,
+    vmas: Sequence[VmaEntry],
     open_path: Callable[[int, int], Fd],
     open_object: Callable[[int], OwnedFd],
 ) -> dict[tuple[int, int, int] | None, int]:
-    keys = list(dict.fromkeys(key for vma in entry.vmas if (key := _file_key(vma)) is not None))
+    keys = list(dict.fromkeys(key for vma in vmas if (key := _file_key(vma)) is not None))
     fds = [
         open_path(number, flags) if kind else open_object(number).number for kind, number, flags in keys
     ]
     return dict(zip(keys, stub.deliver(fds), strict=True))
 
 
-def _move_kernel_mappings(stub: Stub, entry: MemoryEntry) -> None:
+def _move_kernel_mappings(stub: Stub, vmas: Sequence[VmaEntry]) -> None:
     """Bring vvar and vdso to where the program knows them. Each can only be moved whole."""
     ours = {
         mapping.path.encode(): mapping
         for mapping in maps.read_maps(stub.pid)
         if memory.kernel_owned(mapping)
     }
-    theirs = {vma.name: vma for vma in entry.vmas if vma.backing is Backing.KERNEL}
+    theirs = {vma.name: vma for vma in vmas if vma.backing is Backing.KERNEL}
     if all(name in ours and ours[name].start == vma.start for name, vma in theirs.items()):
         return
-    taken = [(vma.start, vma.end) for vma in entry.vmas]
+    taken = [(vma.start, vma.end) for vma in vmas]
     taken += [(mapping.start, mapping.end) for mapping in maps.read_maps(stub.pid)]
     hole = memory.free_range([taken], 64 * PAGE_SIZE)
     first, second = stub.batch(), stub.batch()
@@ -130,10 +130,10 @@ def _move_kernel_mappings(stub: Stub, entry: MemoryEntry) -> None:
     stub.workshop.gadget = find_gadget(stub.task, stub.workshop.memory)
 
 
-def finish_vmas(stub: Stub, entry: MemoryEntry) -> None:
+def finish_vmas(stub: Stub, vmas: Sequence[VmaEntry]) -> None:
     """Lock and name mappings, now that their pages are there."""
     batch = stub.batch()
-    for vma in entry.vmas:
+    for vma in vmas:
         if not batch.room(256):
             batch.run()
             batch = stub.batch()
@@ -141,14 +141,14 @@ def finish_vmas(stub: Stub, entry: MemoryEntry) -> None:
     batch.run()
 
 
-def check_runs(entry: MemoryEntry, runs: Sequence[tuple[int, int]]) -> None:
-    """Raise ImageError unless every run lies in private mappings of the entry."""
-    starts = [vma.start for vma in entry.vmas]
+def check_runs(vmas: Sequence[VmaEntry], runs: Sequence[tuple[int, int]]) -> None:
+    """Raise ImageError unless every run lies in private mappings."""
+    starts = [vma.start for vma in vmas]
     for run_start, end in runs:
         start = run_start
         while start < end:
             index = bisect.bisect_right(starts, start) - 1
-            vma = entry.vmas[index] if index >= 0 else None
+            vma = vmas[index] if index >= 0 else None
             if vma is None or start >= vma.end or vma.shared or vma.backing is Backing.KERNEL:
                 raise ImageError(f"page at {start:#x} belongs to no private mapping of the image")
             start = min(end, vma.end)

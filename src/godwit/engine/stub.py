@@ -266,9 +266,10 @@ def clone_threads(stub: Stub, inners: Sequence[int]) -> None:
 
 
 def kill(task: Tracee) -> None:
-    """Kill a process by its leader and take its death note, as its tracer must."""
+    """Kill a process by one of its threads and take the thread's death note, as its tracer must.
+
+    Of a process with several threads, the leader's turn comes last.
+    """
     with contextlib.suppress(ProcessLookupError):
         os.kill(task.pid, signal.SIGKILL)
-    with contextlib.suppress(ChildProcessError):
-        while not ptrace.wait_stop(task.tid).exited:
-            pass
+    task.wait_until_gone()

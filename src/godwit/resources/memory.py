@@ -24,6 +24,7 @@ from godwit.types import PAGE_SIZE
 PR_SET_MM: Final = 35
 PR_SET_MM_MAP: Final = 14
 _MM_MAP: Final = struct.Struct("<11QQII")
+_LAYOUT_WORDS: Final = 11
 
 # VmFlags of proc_pid_smaps(5) to the advice of madvise(2) that sets them.
 _ADVICE: Final = {
@@ -185,22 +186,29 @@ def collect_layout(batch: Batch, stat: TaskStat, auxv_address: int = 0) -> Calla
     return answer
 
 
-def problem(entry: MemoryEntry) -> str:
-    """Check an address space that came from outside; return what is wrong, or an empty string."""
+def space_problem(vmas: Sequence[VmaEntry]) -> str:
+    """Check mappings that came from outside; return what is wrong, or an empty string."""
     last = 0
-    for vma in entry.vmas:
+    for vma in vmas:
         if vma.start % PAGE_SIZE or vma.end % PAGE_SIZE or vma.offset % PAGE_SIZE:
             return f"mapping at {vma.start:#x} is not made of pages"
         if not last <= vma.start < vma.end <= USER_SPACE_END:
             return f"mapping at {vma.start:#x} is out of order or outside of user space"
         if vma.protection & ~7 or vma.offset < 0:
             return f"mapping at {vma.start:#x} has an impossible protection or offset"
+        if vma.advice and not set(vma.advice) <= set(_ADVICE.values()):
+            return f"mapping at {vma.start:#x} has unknown advice"
         last = vma.end
-    if len(entry.layout) != 11 or not all(0 <= word <= USER_SPACE_END for word in entry.layout):
-        return "the layout is not eleven addresses"
+    return ""
+
+
+def problem(entry: MemoryEntry) -> str:
+    """Check an address space that came from outside; return what is wrong, or an empty string."""
+    if len(entry.layout) != _LAYOUT_WORDS or not all(0 <= word <= USER_SPACE_END for word in entry.layout):
+        return f"the layout is not {_LAYOUT_WORDS} addresses"
     if len(entry.auxv) > 2 * PAGE_SIZE or len(entry.auxv) % 16:
         return "the auxiliary vector has an impossible length"
-    return ""
+    return space_problem(entry.vmas)
 
 
 def free_range(spaces: Iterable[Sequence[tuple[int, int]]], length_bytes: int) -> int:

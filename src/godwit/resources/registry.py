@@ -21,17 +21,17 @@ from godwit.resources import (
 from godwit.resources.base import FileKind, OpenFile
 
 KINDS: Final[tuple[FileKind, ...]] = (
-    regular.KIND,
+    refused.KIND,  # first: it claims by table what looks like another kind
     device.KIND,
-    memfd.KIND,
+    memfd.KIND,  # before files: a memfd is one
     pipe.KIND,
     eventfd.KIND,
     timerfd.KIND,
     signalfd.KIND,
     unixsocket.KIND,
     inet.KIND,
+    regular.KIND,
     epoll.KIND,  # after every file it can watch
-    refused.KIND,
     refused.UNKNOWN,  # last: it claims whatever nobody else did
 )
 

@@ -65,6 +65,12 @@ class Tracee:
                 return
             ptrace.resume(self.tid, 0 if stop.event else stop.signal)
 
+    def wait_until_gone(self) -> None:
+        """Return once the killed thread is gone. Of a process, wait for the leader last."""
+        with contextlib.suppress(ChildProcessError):
+            while not ptrace.wait_stop(self.tid).exited:
+                pass
+
     def save(self) -> None:
         """Note registers and mask and block every signal, so that injected code runs undisturbed."""
         self.registers = ptrace.get_registers(self.tid)

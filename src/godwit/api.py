@@ -1,0 +1,88 @@
+"""Godwit from Python: the same verbs as the command line, with reports instead of words."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from godwit.engine.plan import Plan
+from godwit.lab import registry
+from godwit.migrate import receive, settle, source, store, transport
+from godwit.migrate.channel import Channel
+from godwit.migrate.report import Progress, ProgressEvent, Report, silent
+from godwit.migrate.settle import Recovered
+from godwit.migrate.store import Restored
+from godwit.types import Pid
+
+__all__ = [
+    "Plan",
+    "Progress",
+    "ProgressEvent",
+    "Recovered",
+    "Report",
+    "Restored",
+    "checkpoint",
+    "inspect",
+    "migrate",
+    "recover",
+    "restore",
+    "serve_stdio",
+    "serve_tls",
+]
+
+serve_stdio = receive.serve_stdio
+serve_tls = receive.serve_tls
+
+
+def _connector(host: str) -> Callable[[], Channel]:
+    found = None if "@" in host or host.startswith("tls://") else registry.lookup(host)
+    node = None
+    if found is not None:
+        node = transport.Node(connect=lambda: registry.connect(host), certs=found.certs_dir)
+    return lambda: transport.connect(host, node)
+
+
+def inspect(pid: int, *, to: str | None = None) -> Plan:
+    """List every holding of a process tree with its disposition; with `to`, ask that machine too.
+
+    Nothing is stopped or changed.
+    """
+    plan = source.inspect(Pid(pid))
+    if to is None or not plan.movable:
+        return plan
+    return source.inspect_for(Pid(pid), plan, _connector(to))
+
+
+def migrate(
+    pid: int,
+    host: str,
+    *,
+    timeout_s: float | None = None,
+    progress: Progress = silent,
+) -> Report:
+    """Move a process tree to another machine.
+
+    Raises:
+        RefusedError: Something cannot be carried; nothing was changed.
+        MigrationError: It failed on the way; `survivor` says which copy lives.
+    """
+    return source.migrate(Pid(pid), host, _connector(host), timeout_s=timeout_s, progress=progress)
+
+
+def checkpoint(
+    pid: int, directory: Path, *, leave_running: bool = False, progress: Progress = silent
+) -> Report:
+    """Write a process tree into a directory; unless it is to be left running, end it."""
+    return store.checkpoint(Pid(pid), directory, leave_running=leave_running, progress=progress)
+
+
+def restore(directory: Path, *, pod: bool = False, progress: Progress = silent) -> Restored:
+    """Make a process tree run again from a directory."""
+    return store.restore(directory, pod=pod, progress=progress)
+
+
+def recover() -> tuple[Recovered, ...]:
+    """Settle every move that was left undecided on this machine."""
+    return settle.everything(lambda host: _connector(host)())
+
+

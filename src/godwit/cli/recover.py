@@ -1,0 +1,48 @@
+"""`godwit recover`: settle moves that were cut off while they were being decided."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from godwit.cli.output import common_options, examples, printable, say, say_json, settings, table
+from godwit.errors import MigrationError
+
+_UNDECIDED = "still undecided"
+
+
+@click.command(epilog=examples("godwit recover", "godwit recover --json"))
+@click.option(
+    "--journal",
+    metavar="DIR",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Where the journals are, if not where Godwit writes them.",
+)
+@common_options
+def recover(journal: Path | None) -> int:
+    """Settle moves that were cut off while they were being decided.
+
+    When a machine, the network or Godwit dies in the moment of a decision, the copy at either end
+    waits, frozen, until it is known which one runs. This reads the journals of such moves, asks the
+    other end, and lets a copy run or removes it. At no time two copies run.
+
+    Exit status: 0 when everything is settled, 9 when something still waits for the other end.
+    """
+    from godwit.migrate import api
+
+    settled = api.recover(directory=journal)
+    if settings().as_json:
+        rows = [
+            {"migration": each.migration, "role": each.role, "outcome": each.outcome, "pid": each.pid}
+            for each in settled
+        ]
+        say_json({"recovered": rows})
+    elif not settled:
+        say("nothing to recover")
+    else:
+        told = ((each.migration, each.role, f"pid {each.pid}", printable(each.outcome)) for each in settled)
+        for line in table(told):
+            say(line)
+    waiting = any(each.outcome.startswith(_UNDECIDED) for each in settled)
+    return MigrationError.exit_status if waiting else 0

@@ -1,0 +1,234 @@
+"""Every holding of a tree with its disposition: what `godwit check` prints and `migrate` obeys."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from godwit.engine import view as views
+from godwit.engine.capture import identities
+from godwit.engine.family import session_refusal
+from godwit.engine.view import ProcessView, TreeView
+from godwit.errors import AccessError, BusyError, NoProcessError, Refusal, RefusedError, RequestError
+from godwit.linux import kcmp
+from godwit.procfs import stat, status, tasks
+from godwit.procfs.maps import Mapping
+from godwit.resources import memory, registry
+from godwit.resources.base import Disposition, Finding
+from godwit.types import Pid, Tid
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What a tree holds and what a move would do about each holding."""
+
+    pid: int
+    comm: str
+    findings: tuple[Finding, ...]
+
+    @property
+    def refusals(self) -> tuple[Refusal, ...]:
+        """What stands in the way."""
+        return tuple(
+            finding.refusal() for finding in self.findings if finding.disposition is Disposition.REFUSE
+        )
+
+    @property
+    def movable(self) -> bool:
+        """Nothing stands in the way."""
+        return not self.refusals
+
+    def obey(self) -> None:
+        """Raise RefusedError if anything stands in the way."""
+        if self.refusals:
+            raise RefusedError(self.refusals)
+
+
+def check_target(pid: Pid) -> None:
+    """See that a pid names a process that anybody could move, and that we may touch.
+
+    Raises:
+        NoProcessError, RequestError, AccessError: It does not, or we may not.
+        BusyError: It is being traced.
+    """
+    try:
+        found = stat.read(pid)
+    except ProcessLookupError:
+        raise NoProcessError(f"there is no process {pid}", remedy="look it up with ps") from None
+    if found.kernel_thread:
+        raise RequestError(f"pid {pid} ({found.comm}) is a kernel thread", remedy="name a user process")
+    if found.state in "ZX":
+        raise NoProcessError(
+            f"process {pid} ({found.comm}) has ended and waits to be reaped by pid {found.ppid}",
+            remedy="name a living process",
+        )
+    if pid in _our_line():
+        raise RequestError(
+            f"pid {pid} ({found.comm}) is Godwit itself or a parent of it",
+            remedy="run godwit from a terminal outside of that process",
+        )
+    if not os.access(f"/proc/{pid}/mem", os.R_OK | os.W_OK) or not _may_trace(pid):
+        owner = os.stat(f"/proc/{pid}").st_uid
+        raise AccessError(
+            f"pid {pid} ({found.comm}) belongs to user {owner}, and we may not trace it",
+            remedy="run as root or as that user",
+        )
+    tracer = status.read(pid).tracer_pid
+    if tracer:
+        raise BusyError(
+            f"pid {pid} ({found.comm}) is already traced by pid {tracer}",
+            remedy="end the debugger or tracer first",
+        )
+
+
+def _may_trace(pid: Pid) -> bool:
+    try:
+        os.readlink(f"/proc/{pid}/exe")
+    except PermissionError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def _our_line() -> set[int]:
+    line, pid = {1} if os.getpid() == 1 else set(), os.getpid()
+    while pid > 1:
+        line.add(pid)
+        try:
+            pid = stat.read(Pid(pid)).ppid
+        except ProcessLookupError:
+            break
+    return line
+
+
+def plan(tree: TreeView) -> Plan:
+    """List every holding of a tree. Nothing is stopped or changed."""
+    findings = [finding for process in tree.processes for finding in _process_findings(process, tree)]
+    for file in tree.files:
+        findings.append(registry.kind_of(file).inspect(file, tree))
+    return Plan(pid=tree.root.pid, comm=tree.root.stat.comm, findings=tuple(findings))
+
+
+def plan_frozen(tree: TreeView) -> Plan:
+    """List what can have changed since `plan`: mappings and open files. The tree is frozen by us."""
+    findings: list[Finding] = []
+    for process in tree.processes:
+        for mapping in process.mappings:
+            refusal = memory.refusal(mapping, process.pid)
+            if refusal is not None:
+                findings.append(_refuse(refusal.what, refusal.where, refusal.why, refusal.remedy))
+    refused = [registry.kind_of(file).inspect(file, tree) for file in tree.files]
+    findings += [finding for finding in refused if finding.disposition is Disposition.REFUSE]
+    return Plan(pid=tree.root.pid, comm=tree.root.stat.comm, findings=tuple(findings))
+
+
+def _refuse(what: str, where: str, why: str, remedy: str = "") -> Finding:
+    return Finding(disposition=Disposition.REFUSE, what=what, where=where, why=why, remedy=remedy)
+
+
+def _process_findings(process: ProcessView, tree: TreeView) -> Iterator[Finding]:
+    where = f"pid {process.pid}"
+    if process.zombie:
+        yield Finding(disposition=Disposition.MOVE, what="zombie", where=where, why="its exit status goes along")
+        return
+    count = len(process.tids)
+    yield Finding(
+        disposition=Disposition.MOVE,
+        what=f"process {process.stat.comm} with {count} thread{'s' if count > 1 else ''}",
+        where=where,
+    )
+    yield from _state_refusals(process, tree, where)
+    yield from _memory_findings(process, where)
+    yield from _tie_findings(process, tree, where)
+
+
+def _state_refusals(process: ProcessView, tree: TreeView, where: str) -> Iterator[Finding]:
+    own = process.status
+    if own.seccomp:
+        yield _refuse(
+            "seccomp filter", where, "filters are not carried yet", "start the program without its sandbox"
+        )
+    if own.tracer_pid:
+        yield _refuse(
+            "tracer", where, f"pid {own.tracer_pid} traces it", "end the debugger or tracer first"
+        )
+    root = tree.root
+    for kind in ("user", "pid", "net", "mnt", "ipc", "uts"):
+        theirs, roots = tasks.namespaces(process.pid).get(kind), tasks.namespaces(root.pid).get(kind)
+        ours = tasks.namespaces(Pid(os.getpid())).get(kind)
+        if theirs != roots:
+            yield _refuse(
+                f"{kind} namespace of its own", where, "a tree must be in one", "move the inner tree by itself"
+            )
+        elif kind == "user" and theirs != ours:
+            yield _refuse("user namespace", where, "it is not ours", "run godwit inside of that namespace")
+    earlier = [other.pid for other in tree.processes if not other.zombie and other.pid < process.pid]
+    if any(kcmp.same_part(process.pid, other, kcmp.KCMP_VM) for other in earlier):
+        yield _refuse(
+            "memory shared with another process",
+            where,
+            "it was made by vfork(2) or clone(2) with CLONE_VM and has not executed a program yet",
+            "try again in a moment",
+        )
+    for tid in process.tids[1:]:
+        yield from _thread_refusals(process.pid, tid, where)
+
+
+def _thread_refusals(pid: Pid, tid: Tid, where: str) -> Iterator[Finding]:
+    for part, name in ((kcmp.KCMP_FILES, "descriptor table"), (kcmp.KCMP_FS, "working directory")):
+        try:
+            same = kcmp.same_part(pid, Pid(tid), part)
+        except ProcessLookupError:
+            return
+        if not same:
+            yield _refuse(
+                f"thread {tid} with a {name} of its own", where, "unshare(2) in threads is not carried yet", ""
+            )
+
+
+def _memory_findings(process: ProcessView, where: str) -> Iterator[Finding]:
+    private = sum(mapping.anonymous_bytes + mapping.swap_bytes for mapping in process.mappings)
+    yield Finding(
+        disposition=Disposition.MOVE,
+        what=f"{private // 1024} KiB of memory in {len(process.mappings)} mappings",
+        where=where,
+    )
+    seen: set[str] = set()
+    for mapping in process.mappings:
+        refusal = memory.refusal(mapping, process.pid)
+        if refusal is not None:
+            yield _refuse(refusal.what, refusal.where, refusal.why, refusal.remedy)
+        elif _is_library(mapping) and mapping.path not in seen:
+            seen.add(mapping.path)
+            yield Finding(
+                disposition=Disposition.REBIND,
+                what=f"mapped file {mapping.path}",
+                where=where,
+                why="the destination's own, if it is equal",
+            )
+
+
+def _is_library(mapping: Mapping) -> bool:
+    return bool(mapping.inode) and views.object_kind(mapping) is None and mapping.path.startswith("/")
+
+
+def _tie_findings(process: ProcessView, tree: TreeView, where: str) -> Iterator[Finding]:
+    if process is tree.root:
+        refusal = session_refusal(identities(tree))
+        if refusal is not None:
+            yield _refuse(refusal.what, refusal.where, refusal.why, refusal.remedy)
+        yield Finding(
+            disposition=Disposition.REBIND,
+            what=f"parent pid {process.stat.ppid}",
+            where=where,
+            why="the init of its pod, or who restores it, becomes its parent",
+        )
+    if process.stat.tty_nr:
+        yield Finding(
+            disposition=Disposition.REBIND,
+            what="controlling terminal",
+            where=where,
+            why="it holds no descriptor of it and goes on without",
+        )

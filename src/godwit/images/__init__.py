@@ -1,0 +1,1 @@
+"""Entries to bytes and back."""

@@ -1,0 +1,149 @@
+"""Work done in a forked child, so that whoever asked outlives it and can settle what it leaves.
+
+ptrace and namespaces belong to the process that uses them; and a mover may be killed at any moment.
+The child sends progress and its result as length-prefixed JSON; the parent may ask it to stop.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import socket
+import struct
+from collections.abc import Callable
+from typing import Any, Final, Generic, NoReturn, TypeVar
+
+import msgspec
+
+from godwit.errors import GodwitError, InternalError, MigrationError, Survivor
+from godwit.migrate.entries import ErrorEntry, error_entry, error_from
+from godwit.migrate.report import Progress, ProgressEvent
+
+Result = TypeVar("Result")
+_LENGTH: Final = struct.Struct("<cI")
+_PROGRESS: Final = b"p"
+_RESULT: Final = b"r"
+_ERROR: Final = b"e"
+
+
+class WorkerDied(Exception):
+    """The child ended without a result. The argument is its wait status."""
+
+
+class Line(Generic[Result]):
+    """The child's end: what it tells its parent, and hears."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+
+    def progress(self, event: ProgressEvent) -> None:
+        """Tell where the work stands. A parent that is gone is no error here."""
+        self._send(_PROGRESS, msgspec.json.encode(event))
+
+    def cancelled(self) -> bool:
+        """Tell whether the parent asked to stop, or is gone."""
+        return bool(select.select([self._connection], [], [], 0)[0])
+
+    def give_up_if_cancelled(self) -> None:
+        """Raise MigrationError if the parent asked to stop. Before the commit only."""
+        if self.cancelled():
+            raise MigrationError("interrupted; nothing was moved", survivor=Survivor.SOURCE)
+
+    def wait(self, seconds: float) -> None:
+        """Let some time pass. The parent's wish to stop does not end it."""
+        select.select([], [], [], seconds)
+
+    def _send(self, kind: bytes, body: bytes) -> None:
+        try:
+            self._connection.sendall(_LENGTH.pack(kind, len(body)) + body)
+        except (BrokenPipeError, ConnectionResetError):
+            return
+
+    def finish(self, kind: bytes, body: bytes) -> None:
+        """Send the last word."""
+        self._send(kind, body)
+
+
+def run(
+    work: Callable[[Line[Result]], Result],
+    kind: type[Result],
+    progress: Progress,
+    *,
+    on_start: Callable[[int], None] = lambda pid: None,
+) -> Result:
+    """Run `work` in a child and return what it returns.
+
+    An interrupt (SIGINT) here asks the child to stop, waits for it, and is raised afterwards.
+
+    Raises:
+        GodwitError: As the child raised it.
+        WorkerDied: It was killed.
+    """
+    ours, theirs = socket.socketpair()
+    pid = os.fork()
+    if pid == 0:
+        ours.close()
+        _become_worker(work, Line(theirs))
+    theirs.close()
+    on_start(pid)
+    interrupted = False
+    outcome: tuple[bytes, bytes] | None = None
+    with ours:
+        while outcome is None:
+            try:
+                message = _receive(ours)
+                if message is None:
+                    break
+                if message[0] == _PROGRESS:
+                    progress(msgspec.json.decode(message[1], type=ProgressEvent))
+                else:
+                    outcome = message
+            except KeyboardInterrupt:
+                interrupted = True
+                ours.send(b"c")
+    _, status = os.waitpid(pid, 0)
+    if outcome is None:
+        raise WorkerDied(status)
+    if outcome[0] == _ERROR:
+        if interrupted:
+            raise KeyboardInterrupt
+        raise error_from(msgspec.json.decode(outcome[1], type=ErrorEntry))
+    return msgspec.json.decode(outcome[1], type=kind)
+
+
+def _receive(connection: socket.socket) -> tuple[bytes, bytes] | None:
+    head = _exactly(connection, _LENGTH.size)
+    if head is None:
+        return None
+    kind, length = _LENGTH.unpack(head)
+    body = _exactly(connection, length)
+    return None if body is None else (kind, body)
+
+
+def _exactly(connection: socket.socket, length: int) -> bytes | None:
+    parts = bytearray()
+    while len(parts) < length:
+        part = connection.recv(length - len(parts))
+        if not part:
+            return None
+        parts += part
+    return bytes(parts)
+
+
+def _become_worker(work: Callable[[Line[Any]], Any], line: Line[Any]) -> NoReturn:
+    # The terminal's interrupt goes to the parent, who asks us in a place where we can stop.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    status = 1
+    try:
+        line.finish(_RESULT, msgspec.json.encode(work(line)))
+        status = 0
+    except GodwitError as error:
+        line.finish(_ERROR, msgspec.json.encode(error_entry(error)))
+    except BaseException as error:  # noqa: BLE001  # carried to the parent, not swallowed
+        import traceback
+
+        text = "".join(traceback.format_exception(error))
+        line.finish(_ERROR, msgspec.json.encode(error_entry(InternalError(text))))
+    finally:
+        os._exit(status)

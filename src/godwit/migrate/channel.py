@@ -1,0 +1,145 @@
+"""Frames over a connection or a file, with big reused buffers and blocking calls."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable
+from typing import Final, Protocol
+
+from godwit.errors import ImageError
+from godwit.wire import frames
+from godwit.wire.frames import FrameKind
+
+_STEP_BYTES: Final = 1 << 20
+
+
+class Closed(ConnectionError):
+    """The other side ended the stream, or the file ends."""
+
+
+class Pipe(Protocol):
+    """A stream of bytes in both directions."""
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        """Write all of it."""
+        ...
+
+    def read_into(self, buffer: memoryview) -> int:
+        """Read some; 0 at the end."""
+        ...
+
+    def close(self) -> None:
+        """End the stream."""
+        ...
+
+
+class SocketPipe:
+    """A connected socket, TLS or plain."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._socket = connection
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        """Write all of it."""
+        self._socket.sendall(data)
+
+    def read_into(self, buffer: memoryview) -> int:
+        """Read some; 0 at the end."""
+        return self._socket.recv_into(buffer)
+
+    def close(self) -> None:
+        """End the stream."""
+        self._socket.close()
+
+
+class FdPipe:
+    """Two descriptors, or one file for one direction."""
+
+    def __init__(self, read_fd: int, write_fd: int, close: Callable[[], None] = lambda: None) -> None:
+        self._read_fd = read_fd
+        self._write_fd = write_fd
+        self._close = close
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        """Write all of it."""
+        view = memoryview(data)
+        while view:
+            view = view[os.write(self._write_fd, view) :]
+
+    def read_into(self, buffer: memoryview) -> int:
+        """Read some; 0 at the end."""
+        return os.readv(self._read_fd, [buffer])
+
+    def close(self) -> None:
+        """End the stream."""
+        self._close()
+
+
+class Channel:
+    """Frames over a pipe. Counts what passed."""
+
+    def __init__(self, pipe: Pipe) -> None:
+        self._pipe = pipe
+        self._buffer = bytearray(frames.PAGES_LIMIT_BYTES)
+        self.bytes_sent = 0
+        self.bytes_received = 0
+
+    def open_stream(self) -> None:
+        """Write the preamble."""
+        self._write(frames.preamble())
+
+    def accept_stream(self) -> int:
+        """Read the preamble; return the format. Raises ImageError or Closed."""
+        return frames.check_preamble(bytes(self._read(frames.PREAMBLE_BYTES)))
+
+    def send(self, kind: FrameKind, *parts: bytes | bytearray | memoryview) -> None:
+        """Write a frame. Raises OSError when the other side is gone."""
+        head = frames.frame_header(kind, parts)
+        if len(parts) == 1 and len(parts[0]) < _STEP_BYTES // 16:
+            self._write(head + bytes(parts[0]))
+            return
+        self._write(head)
+        for part in parts:
+            self._write(part)
+
+    def receive(self) -> tuple[FrameKind, memoryview]:
+        """Read a frame. Its payload is valid until the next call.
+
+        Raises:
+            Closed: The stream ended between or within frames.
+            ImageError: It is damaged.
+        """
+        header = frames.read_frame_header(self._read(frames.FRAME_HEADER_BYTES))
+        payload = self._read(header.length_bytes)
+        frames.check_payload(header, payload)
+        return header.kind, payload
+
+    def expect(self, *kinds: FrameKind) -> tuple[FrameKind, memoryview]:
+        """Read a frame that must be of one of the kinds. Raises ImageError if it is another."""
+        kind, payload = self.receive()
+        if kind not in kinds:
+            wanted = " or ".join(each.name for each in kinds)
+            raise ImageError(f"the peer sent {kind.name} where {wanted} should come")
+        return kind, payload
+
+    def close(self) -> None:
+        """End the stream."""
+        self._pipe.close()
+
+    def _write(self, data: bytes | bytearray | memoryview) -> None:
+        self._pipe.write(data)
+        self.bytes_sent += len(data)
+
+    def _read(self, length: int) -> memoryview:
+        """Read exactly so much. Memory grows with what came, not with what was announced."""
+        done = 0
+        while done < length:
+            if done == len(self._buffer):
+                self._buffer = self._buffer + bytes(min(length - done, max(_STEP_BYTES, done)))
+            count = self._pipe.read_into(memoryview(self._buffer)[done : min(length, len(self._buffer))])
+            if count == 0:
+                raise Closed("the stream ended" if done == 0 else "the stream ended within a frame")
+            done += count
+        self.bytes_received += length
+        return memoryview(self._buffer)[:length]

@@ -1,0 +1,201 @@
+"""The receiving end of a move: RECEIVING, BUILT, READY, RUNNING.
+
+It never runs without GO. A warden stays behind the builder: should the builder be killed, the warden
+reads its journal and either ends what was built or lets it run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from dataclasses import dataclass
+from typing import Final
+
+import godwit
+from godwit.engine import pod
+from godwit.engine.build import Builder
+from godwit.errors import DestinationError, GodwitError, ImageError, MigrationError, Survivor
+from godwit.images import codec
+from godwit.linux.arch import MACHINE
+from godwit.migrate import admit, apart, faults, journal, receiving, settle
+from godwit.migrate.apart import Line
+from godwit.migrate.channel import Channel, Closed
+from godwit.migrate.entries import (
+    AnswerEntry,
+    HeaderEntry,
+    HelloEntry,
+    QueryEntry,
+    ReadyEntry,
+    RunningEntry,
+    VerdictEntry,
+    error_entry,
+)
+from godwit.migrate.journal import Member, Record, State
+from godwit.migrate.report import Stopwatch, silent
+from godwit.procfs import stat
+from godwit.resources.process import ProcessState, TreeEntry
+from godwit.wire.frames import FrameKind
+
+ROLE: Final = "destination"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Received:
+    """What came of serving one connection."""
+
+    migration: str
+    pid: int  # 0: nothing came to run
+
+
+def serve(channel: Channel) -> Received:
+    """Serve one connection, from its first byte to its last.
+
+    Raises:
+        GodwitError: The move failed; the source was told, and nothing is left here.
+    """
+    channel.open_stream()
+    channel.accept_stream()
+    kind, payload = channel.expect(FrameKind.HEADER, FrameKind.QUERY)
+    if kind is FrameKind.QUERY:
+        return _answer(channel, codec.decode(payload, QueryEntry))
+    header = codec.decode(payload, HeaderEntry)
+    try:
+        return apart.run(lambda line: _receive(channel, header, line), Received, silent)
+    except apart.WorkerDied:
+        outcome = settle.destination(header.migration)
+        return Received(migration=header.migration, pid=outcome.pid)
+
+
+def _answer(channel: Channel, query: QueryEntry) -> Received:
+    state = journal.decide(query.migration, State.ABORTED)
+    channel.send(FrameKind.ANSWER, codec.encode(AnswerEntry(state=state.value)))
+    return Received(migration=query.migration, pid=0)
+
+
+def _receive(channel: Channel, header: HeaderEntry, line: Line[Received]) -> Received:
+    """Build what the source sends; tell the source of any failure before GO."""
+    builder = Builder(in_pod=True)
+    try:
+        _build(channel, builder, header)
+        faults.at(ROLE, "built")
+    except (GodwitError, OSError) as error:
+        builder.destroy()
+        _tell(channel, error)
+        raise _as_godwit(error) from error
+    except BaseException:
+        builder.destroy()
+        raise
+    return _commit(channel, builder, header)
+
+
+def _tell(channel: Channel, error: Exception) -> None:
+    with contextlib.suppress(OSError):
+        channel.send(FrameKind.ABORT, codec.encode(error_entry(_as_godwit(error))))
+
+
+def _as_godwit(error: Exception) -> GodwitError:
+    if isinstance(error, GodwitError):
+        return error
+    if isinstance(error, ConnectionError):
+        return MigrationError(f"the source went silent ({error})", survivor=Survivor.SOURCE)
+    notes = "; ".join(getattr(error, "__notes__", ()))
+    return DestinationError(f"{error}{f' ({notes})' if notes else ''}", remedy="choose another machine")
+
+
+def _build(channel: Channel, builder: Builder, header: HeaderEntry) -> None:
+    hello = HelloEntry(
+        version=godwit.__version__, architecture=MACHINE, hostname=os.fsencode(os.uname().nodename)
+    )
+    greeted_ns = time.monotonic_ns()
+    channel.send(FrameKind.HELLO, codec.encode(hello))
+    faults.at(ROLE, "greeted")
+    _, payload = channel.expect(FrameKind.OUTLINE)
+    shape, demand, clock = receiving.read_outline(payload)
+    heard_ns = time.monotonic_ns()
+    refusals = tuple(admit.refusals(header, shape, demand, in_pod=True))
+    if refusals:
+        channel.send(FrameKind.VERDICT, codec.encode(VerdictEntry(refusals=refusals)))
+        raise ImageError("refused by this machine")
+    # The reading is older than it arrived by no more than the round trip. Clocks may jump ahead by
+    # that much, and never go back.
+    age_ns = max(0, heard_ns - greeted_ns - clock.since_hello_ns) + time.monotonic_ns() - heard_ns
+    pod.enter(header.machine, clock.monotonic_ns + age_ns, clock.boottime_ns + age_ns)
+    builder.prepare(shape)
+    faults.at(ROLE, "prepared")
+    channel.send(FrameKind.VERDICT, codec.encode(VerdictEntry(refusals=())))
+    watch = Stopwatch()
+    tree = receiving.receive_tree(channel, builder, header, watch)
+    faults.at(ROLE, "received")
+    record = _record(header, builder, tree)
+    pod.complete_init(builder)
+    builder.park()
+    faults.at(ROLE, "parked")
+    if journal.announce(record) is not State.READY:
+        raise MigrationError("the source has given this move up", survivor=Survivor.SOURCE)
+    faults.at(ROLE, "journalled")
+    watch.lap("park")
+    ready = ReadyEntry(pid=builder.root_pid(), steps=tuple(watch.steps))
+    channel.send(FrameKind.READY, codec.encode(ready))
+
+
+def _record(header: HeaderEntry, builder: Builder, tree: TreeEntry) -> Record:
+    stopped = {each.pid for each in tree.identities if each.state is ProcessState.STOPPED}
+    init = builder.init_pid()
+    return Record(
+        migration=header.migration,
+        role=ROLE,
+        state=State.READY,
+        peer="",
+        members=tuple(
+            Member(pid=pid, starttime=stat.read(pid).starttime, inner=inner, stopped=inner in stopped)
+            for inner, pid in builder.outer_pids().items()
+        ),
+        pod_init=(
+            None
+            if init is None
+            else Member(pid=init, starttime=stat.read(init).starttime, inner=1, stopped=False)
+        ),
+    )
+
+
+def _commit(channel: Channel, builder: Builder, header: HeaderEntry) -> Received:
+    """Wait for GO; run, or undo everything."""
+    try:
+        kind, _ = channel.expect(FrameKind.GO, FrameKind.ABORT)
+    except (Closed, OSError, ImageError) as error:
+        if journal.decide(header.migration, State.ABORTED) is State.ABORTED:
+            builder.destroy()
+        raise _as_godwit(error) from error
+    if kind is FrameKind.ABORT:
+        journal.decide(header.migration, State.ABORTED)
+        builder.destroy()
+        return Received(migration=header.migration, pid=0)
+    watch = Stopwatch()
+    try:
+        builder.take_locks()
+    except (GodwitError, OSError) as error:
+        journal.decide(header.migration, State.ABORTED)
+        builder.destroy()
+        _tell(channel, error)
+        raise _as_godwit(error) from error
+    if journal.decide(header.migration, State.RUNNING) is not State.RUNNING:
+        builder.destroy()
+        raise MigrationError("the source has given this move up", survivor=Survivor.SOURCE)
+    root = builder.root_pid()
+    builder.release()
+    faults.at(ROLE, "released")
+    watch.lap("resume")
+    _report_running(channel, watch, header)
+    return Received(migration=header.migration, pid=root)
+
+
+def _report_running(channel: Channel, watch: Stopwatch, header: HeaderEntry) -> None:
+    """Tell the source, and forget the move once the source has ended its copy."""
+    with contextlib.suppress(OSError, ImageError):
+        entry = RunningEntry(resumed_ms=watch.total_ms(), steps=tuple(watch.steps))
+        channel.send(FrameKind.RUNNING, codec.encode(entry))
+        faults.at(ROLE, "told")
+        channel.expect(FrameKind.END)
+        journal.remove(header.migration, ROLE)
+

@@ -1,0 +1,147 @@
+"""What the two ends of a move tell each other besides the tree itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from godwit.errors import (
+    AccessError,
+    BusyError,
+    DestinationError,
+    GodwitError,
+    ImageError,
+    InternalError,
+    MigrationError,
+    NoProcessError,
+    Refusal,
+    RefusedError,
+    RequestError,
+    Survivor,
+)
+from godwit.resources.process import MachineEntry
+
+_CLASSES: dict[str, type[GodwitError]] = {
+    each.__name__: each
+    for each in (
+        AccessError,
+        BusyError,
+        DestinationError,
+        ImageError,
+        InternalError,
+        NoProcessError,
+        RequestError,
+    )
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeaderEntry:
+    """Who writes a stream, and of what. Readable without understanding the rest."""
+
+    migration: str
+    program: bytes  # comm of the root
+    pid: int  # of the root, in its own pid namespace
+    version: str  # of Godwit
+    architecture: str
+    machine: MachineEntry
+    private_bytes: int  # memory to come, about
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HelloEntry:
+    """What a destination is."""
+
+    version: str
+    architecture: str
+    hostname: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VerdictEntry:
+    """Whether the destination takes the tree. No refusals: all is prepared."""
+
+    refusals: tuple[Refusal, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileEntry:
+    """An open file, still encoded: the tag says as what."""
+
+    tag: int
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FilesEntry:
+    """All open files of the tree, in the order of restoring."""
+
+    files: tuple[FileEntry, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EndEntry:
+    """How much there was."""
+
+    pages: int
+    frames: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReadyEntry:
+    """A tree that is one call away from running."""
+
+    pid: int  # of the root, as the destination sees it
+    steps: tuple[tuple[str, float], ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunningEntry:
+    """It runs."""
+
+    resumed_ms: float  # from GO to the last thread running
+    steps: tuple[tuple[str, float], ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QueryEntry:
+    """What became of this move?"""
+
+    migration: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AnswerEntry:
+    """This: a `journal.State`."""
+
+    state: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ErrorEntry:
+    """An error on its way to another process."""
+
+    kind: str
+    message: str
+    remedy: str = ""
+    survivor: str = ""
+    refusals: tuple[Refusal, ...] = ()
+
+
+def error_entry(error: GodwitError) -> ErrorEntry:
+    """Pack an error."""
+    return ErrorEntry(
+        kind=type(error).__name__,
+        message=error.message,
+        remedy=error.remedy,
+        survivor=error.survivor.value if isinstance(error, MigrationError) else "",
+        refusals=error.refusals if isinstance(error, RefusedError) else (),
+    )
+
+
+def error_from(entry: ErrorEntry) -> GodwitError:
+    """Unpack an error. One of an unknown class becomes an InternalError."""
+    if entry.refusals:
+        return RefusedError(entry.refusals)
+    if entry.kind == "MigrationError":
+        return MigrationError(entry.message, survivor=Survivor(entry.survivor), remedy=entry.remedy)
+    return _CLASSES.get(entry.kind, InternalError)(entry.message, remedy=entry.remedy)

@@ -1,0 +1,90 @@
+"""Reading a tree from a stream and building it: from another machine or from a file."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from godwit.engine.build import Builder
+from godwit.errors import ImageError
+from godwit.images import codec
+from godwit.migrate import admit
+from godwit.migrate.channel import Channel
+from godwit.migrate.entries import EndEntry, FilesEntry, HeaderEntry
+from godwit.migrate.report import Stopwatch
+from godwit.resources import memory, registry, thread
+from godwit.resources.base import FileKind
+from godwit.resources.outline import ClockEntry, DemandEntry, OutlineEntry, outline_of
+from godwit.resources.process import ProcessState, TreeEntry
+from godwit.types import PAGE_SIZE
+from godwit.wire import frames
+from godwit.wire.frames import FrameKind
+
+
+def read_outline(payload: memoryview) -> tuple[OutlineEntry, DemandEntry, ClockEntry]:
+    """Decode an OUTLINE frame. Raises ImageError."""
+    return codec.decode(payload, tuple[OutlineEntry, DemandEntry, ClockEntry])
+
+
+def check_tree(header: HeaderEntry, tree: TreeEntry) -> None:
+    """Raise ImageError if a frozen tree holds what no honest source sends."""
+    wrong = admit.problem(header, outline_of(tree))
+    if wrong:
+        raise ImageError(f"the image is malformed: {wrong}")
+    living = [identity for identity in tree.identities if identity.state is not ProcessState.ZOMBIE]
+    if [process.identity for process in tree.processes] != living:
+        raise ImageError("the image is malformed: its processes are not those it lists")
+    for process in tree.processes:
+        wrong = memory.problem(process.memory)
+        for own in process.threads:
+            wrong = wrong or thread.problem(own)
+        if tuple(own.tid for own in process.threads) != process.identity.tids:
+            wrong = wrong or "its threads are not those it lists"
+        indexes = [process.exe, process.cwd, process.root + 1, *(vma.file for vma in process.memory.vmas)]
+        if any(index > len(tree.path_files) for index in indexes) or min(process.exe, process.cwd) < 0:
+            wrong = wrong or "it refers to a file that is not listed"
+        if wrong:
+            raise ImageError(f"the image is malformed: pid {process.identity.pid}: {wrong}")
+
+
+def read_files(payload: memoryview) -> tuple[tuple[FileKind, Any], ...]:
+    """Decode a FILES frame. Raises ImageError."""
+    found = codec.decode(payload, FilesEntry)
+    decoded = []
+    for file in found.files:
+        kind = registry.kind_by_tag(file.tag)
+        decoded.append((kind, codec.decode(file.body, kind.entry)))
+    return tuple(decoded)
+
+
+def receive_tree(channel: Channel, builder: Builder, header: HeaderEntry, watch: Stopwatch) -> TreeEntry:
+    """Read TREE, FILES, pages and END into a prepared builder; complete every process.
+
+    Raises:
+        ImageError, DestinationError, Closed: The builder must be destroyed.
+    """
+    _, payload = channel.expect(FrameKind.TREE)
+    tree = codec.decode(payload, TreeEntry)
+    check_tree(header, tree)
+    _, payload = channel.expect(FrameKind.FILES)
+    files = read_files(payload)
+    builder.prepare(outline_of(tree))
+    watch.lap("entries")
+    pages, count = 0, 0
+    while True:
+        kind, payload = channel.expect(FrameKind.PAGES, FrameKind.END)
+        if kind is FrameKind.END:
+            break
+        process, object_id, runs, data = frames.read_pages(payload)
+        if process == frames.OBJECT:
+            builder.write_object_pages(object_id, runs, data)
+        else:
+            builder.write_process_pages(process, runs, data)
+        pages += len(data) // PAGE_SIZE
+        count += 1
+    end = codec.decode(payload, EndEntry)
+    if (end.pages, end.frames) != (pages, count):
+        raise ImageError(f"the image announces {end.pages} pages and holds {pages}")
+    watch.lap("pages")
+    builder.complete(tree, files)
+    watch.lap("complete")
+    return tree

@@ -1,0 +1,173 @@
+"""Deciding what a dead mover left undecided.
+
+At the destination the journal alone decides. At the source a committed move is decided by asking the
+destination; without an answer it stays undecided, and the copy here stays stopped.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from godwit.engine import freeze
+from godwit.errors import GodwitError
+from godwit.images import codec
+from godwit.linux import pidfd
+from godwit.migrate import journal
+from godwit.migrate.channel import Channel
+from godwit.migrate.entries import AnswerEntry, QueryEntry
+from godwit.migrate.journal import Member, Record, State
+from godwit.procfs import stat
+from godwit.resources import fdtable
+from godwit.tracee import calls
+from godwit.types import Pid
+from godwit.wire.frames import FrameKind
+
+Connect = Callable[[str], Channel]
+STILL_UNDECIDED: Final = "still undecided"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recovered:
+    """What became of a move that was left undecided."""
+
+    migration: str
+    role: str
+    outcome: str
+    pid: int  # of the root, where it runs here; else 0
+
+
+def _alive(member: Member) -> bool:
+    try:
+        found = stat.read(Pid(member.pid))
+    except ProcessLookupError:
+        return False
+    return found.starttime == member.starttime and found.state not in "ZX"
+
+
+def _signal(member: Member, number: int) -> None:
+    """Signal exactly the process that the record means."""
+    with contextlib.suppress(ProcessLookupError), pidfd.pidfd_open(Pid(member.pid)) as held:
+        if _alive(member):
+            pidfd.send_signal(held.number, number)
+
+
+def destination(migration: str) -> Recovered:
+    """Settle a move whose builder died here: end what it built, or let it run."""
+    record = journal.read(migration, "destination")
+    if record is None:
+        # Everything it had made was to die with it (PTRACE_O_EXITKILL).
+        return Recovered(migration=migration, role="destination", outcome="nothing was built", pid=0)
+    state = journal.decide(migration, State.ABORTED)
+    if state is State.RUNNING:
+        for member in record.members:
+            if not member.stopped:
+                _signal(member, signal.SIGCONT)
+        if record.pod_init is not None:
+            _signal(record.pod_init, signal.SIGCONT)
+        root = record.members[0] if record.members else None
+        return Recovered(
+            migration=migration, role="destination", outcome="runs here", pid=root.pid if root else 0
+        )
+    for member in (*record.members, *((record.pod_init,) if record.pod_init else ())):
+        _signal(member, signal.SIGKILL)
+    return Recovered(migration=migration, role="destination", outcome="ended here; it never ran", pid=0)
+
+
+def ask(channel: Channel, migration: str) -> State:
+    """Ask a destination what became of a move. From then on the answer holds for good."""
+    channel.open_stream()
+    channel.send(FrameKind.QUERY, codec.encode(QueryEntry(migration=migration)))
+    channel.accept_stream()
+    _, payload = channel.expect(FrameKind.ANSWER)
+    return State(codec.decode(payload, AnswerEntry).state)
+
+
+def source(record: Record, connect: Connect) -> Recovered:
+    """Settle a committed move at its source.
+
+    Raises:
+        GodwitError, OSError: The destination does not answer; nothing was changed.
+    """
+    channel = connect(record.peer)
+    try:
+        state = ask(channel, record.migration)
+    finally:
+        channel.close()
+    root = record.members[0]
+    if state is State.RUNNING:
+        for member in record.members:
+            _signal(member, signal.SIGKILL)
+        outcome, pid = f"ended here; it runs at {record.peer}", 0
+    elif not _alive(root):
+        outcome, pid = "lost: it runs at neither end", 0
+    else:
+        _resume(record)
+        outcome, pid = "resumed here", root.pid
+    journal.remove(record.migration, "source")
+    return Recovered(migration=record.migration, role="source", outcome=outcome, pid=pid)
+
+
+def _resume(record: Record) -> None:
+    """Let stopped processes go on, with the locks that they had."""
+    if record.locks:
+        tree = freeze.freeze(Pid(record.members[0].pid))
+        try:
+            retake_locks(tree, record)
+        finally:
+            tree.thaw()
+    for member in record.members:
+        if not member.stopped:
+            _signal(member, signal.SIGCONT)
+
+
+def retake_locks(tree: freeze.FrozenTree, record: Record) -> None:
+    """Take record locks back inside a frozen and saved tree. Raises OSError if somebody else has one."""
+    outer = {member.inner: Pid(member.pid) for member in record.members}
+    for lock in record.locks:
+        leader = tree.leader(outer[lock.holder])
+        with calls.opened(leader) as workshop:
+            name, arguments = fdtable.lock_call(lock, take=True)
+            workshop.call(leader, name, *arguments)
+
+
+def everything(connect: Connect) -> tuple[Recovered, ...]:
+    """Settle every move that is left undecided on this machine, as far as it can be."""
+    found = []
+    for record in journal.every():
+        if record.role == "destination":
+            if record.state is State.READY and not any(_traced(member) for member in record.members):
+                found.append(destination(record.migration))
+            elif record.state is State.RUNNING and any(_stopped(member) for member in record.members):
+                found.append(destination(record.migration))
+            continue
+        if any(_traced(member) for member in record.members):
+            continue  # Its mover lives.
+        try:
+            found.append(source(record, connect))
+        except (GodwitError, OSError) as error:
+            found.append(
+                Recovered(
+                    migration=record.migration,
+                    role="source",
+                    outcome=f"{STILL_UNDECIDED}: {error}",
+                    pid=record.members[0].pid,
+                )
+            )
+    return tuple(found)
+
+
+def _traced(member: Member) -> bool:
+    with contextlib.suppress(ProcessLookupError):
+        return _alive(member) and stat.read(Pid(member.pid)).state == "t"
+    return False
+
+
+def _stopped(member: Member) -> bool:
+    with contextlib.suppress(ProcessLookupError):
+        return _alive(member) and not member.stopped and stat.read(Pid(member.pid)).state == "T"
+    return False
+

@@ -1,0 +1,402 @@
+"""The sending end of a move: INSPECT, PLAN, FROZEN, COMMITTED, GONE.
+
+Until GO whatever fails lets the process run on. Before GO the decision is in the journal and every
+thread is parked, so that even our death leaves it stopped, never running twice.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+import godwit
+from godwit.engine import capture, clocks, freeze, plan, view
+from godwit.engine.freeze import FrozenTree
+from godwit.engine.plan import Plan
+from godwit.engine.view import TreeView
+from godwit.errors import (
+    GodwitError,
+    ImageError,
+    InternalError,
+    MigrationError,
+    RefusedError,
+    Survivor,
+)
+from godwit.images import codec
+from godwit.migrate import apart, faults, journal, sending, settle
+from godwit.migrate.apart import Line
+from godwit.migrate.channel import Channel
+from godwit.migrate.entries import (
+    ErrorEntry,
+    HelloEntry,
+    ReadyEntry,
+    RunningEntry,
+    VerdictEntry,
+    error_from,
+)
+from godwit.migrate.journal import Member, Record, State
+from godwit.migrate.report import Progress, ProgressEvent, Report, Stopwatch, silent
+from godwit.procfs import stat, status
+from godwit.resources import fdtable
+from godwit.resources.base import Disposition, Finding
+from godwit.resources.outline import ClockEntry
+from godwit.resources.process import TreeEntry
+from godwit.tracee import calls
+from godwit.tracee.task import Tracee
+from godwit.types import Pid, Tid
+from godwit.wire.frames import FrameKind
+
+ROLE: Final = "source"
+_ASK_AGAIN_S: Final = 20.0
+
+
+@dataclass(slots=True)
+class _Move:
+    """One move under way at its source."""
+
+    pid: Pid
+    host: str
+    connect: Callable[[], Channel]
+    line: Line[Any]
+    deadline: float | None
+    migration: str
+    watch: Stopwatch
+    memory: view.Memory
+    destination: str = ""
+    pages: int = 0
+    frozen_at: float = 0.0
+
+    def tell(self, stage: str, done: int = 0, total: int = 0, message: str = "") -> None:
+        self.line.progress(
+            ProgressEvent(stage=stage, done_bytes=done, total_bytes=total, message=message)
+        )
+
+    def check(self) -> None:
+        """Raise if the user gave up or the time is over. Before the commit only."""
+        self.line.give_up_if_cancelled()
+        if self.deadline is not None and time.monotonic() > self.deadline:
+            raise MigrationError(
+                "the move took longer than allowed and was undone",
+                survivor=Survivor.SOURCE,
+                remedy="allow more with --timeout",
+            )
+
+
+def inspect(pid: Pid) -> Plan:
+    """List every holding of a process tree with its disposition. Nothing is stopped."""
+    plan.check_target(pid)
+    return plan.plan(view.look(pid, view.Memory()))
+
+
+def inspect_for(pid: Pid, found: Plan, connect: Callable[[], Channel]) -> Plan:
+    """Ask a machine whether it would take the tree; return the plan with what it refuses added."""
+
+    def work(line: Line[VerdictEntry]) -> VerdictEntry:
+        move = _Move(pid, "", connect, line, None, secrets.token_hex(16), Stopwatch(), view.Memory())
+        with contextlib.closing(connect()) as channel:
+            try:
+                _prepare(move, channel, view.look(pid, move.memory))
+            except RefusedError as error:
+                return VerdictEntry(refusals=error.refusals)
+            return VerdictEntry(refusals=())
+
+    verdict = apart.run(work, VerdictEntry, silent)
+    refused = tuple(
+        Finding(
+            disposition=Disposition.REFUSE, what=each.what, where=each.where, why=each.why, remedy=each.remedy
+        )
+        for each in verdict.refusals
+    )
+    return replace(found, findings=(*found.findings, *refused))
+
+
+def migrate(
+    pid: Pid, host: str, connect: Callable[[], Channel], *, timeout_s: float | None, progress: Progress
+) -> Report:
+    """Move a process tree to another machine by stop-and-copy.
+
+    Args:
+        pid: The root of the tree.
+        host: The machine's name, for the report and for settling.
+        connect: Opens a channel to it; called again should the first break after GO.
+        timeout_s: Undo the move if it is not committed by then.
+        progress: Told where the move stands.
+
+    Raises:
+        RefusedError: Something cannot be carried. Nothing was changed.
+        MigrationError: It failed on the way; `survivor` says which copy lives.
+        GodwitError: It could not begin.
+    """
+    migration = secrets.token_hex(16)
+    plan.check_target(pid)
+
+    def work(line: Line[Report]) -> Report:
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        move = _Move(pid, host, connect, line, deadline, migration, Stopwatch(), view.Memory())
+        return _run(move)
+
+    try:
+        return apart.run(work, Report, progress)
+    except apart.WorkerDied as error:
+        return _settle_after_death(migration, host, connect, str(error))
+
+
+def _settle_after_death(migration: str, host: str, connect: Callable[[], Channel], status: str) -> Report:
+    record = journal.read(migration, ROLE)
+    if record is None:
+        raise MigrationError(
+            f"the mover was killed (wait status {status}) before the commit", survivor=Survivor.SOURCE
+        )
+    raise _settled(record, host, lambda _: connect(), f"the mover was killed (wait status {status})")
+
+
+def _settled(record: Record, host: str, connect: settle.Connect, what: str) -> MigrationError:
+    """Settle a committed move whose end was not seen; return the error that names the survivor."""
+    try:
+        outcome = settle.source(record, connect)
+    except (GodwitError, OSError) as error:
+        return MigrationError(
+            f"{what} after the commit, and {host} does not answer ({error})",
+            survivor=Survivor.UNDECIDED,
+            remedy="run `godwit recover` when it can be reached again; until then the copy here stays stopped",
+        )
+    survivor = Survivor.SOURCE if outcome.pid else Survivor.DESTINATION
+    return MigrationError(f"{what} after the commit; {outcome.outcome}", survivor=survivor)
+
+
+def _run(move: _Move) -> Report:
+    with contextlib.closing(_open(move)) as channel:
+        faults.at(ROLE, "connected")
+        try:
+            return _converse(move, channel)
+        except (OSError, ImageError) as error:
+            if isinstance(error, GodwitError):
+                raise
+            raise MigrationError(
+                f"the destination went silent ({error})", survivor=Survivor.SOURCE
+            ) from error
+
+
+def _open(move: _Move) -> Channel:
+    move.tell("inspect")
+    return move.connect()
+
+
+def _converse(move: _Move, channel: Channel) -> Report:
+    plan.check_target(move.pid)
+    tree = view.look(move.pid, move.memory)
+    plan.plan(tree).obey()
+    faults.at(ROLE, "planned")
+    _prepare(move, channel, tree)
+    faults.at(ROLE, "prepared")
+    move.check()
+    move.watch.lap("prepare")
+    move.tell("freeze")
+    with freeze.beside(Tid(move.pid)):
+        move.frozen_at = time.monotonic()
+        frozen = freeze.freeze(move.pid)
+        try:
+            return _move_frozen(move, channel, frozen)
+        finally:
+            frozen.thaw()
+
+
+def _prepare(move: _Move, channel: Channel, tree: TreeView) -> None:
+    """Tell the destination what comes, and wait until all that can be prepared is."""
+    move.tell("plan")
+    machine = capture.machine(tree)
+    header = sending.header_of(tree, machine, move.migration, godwit.__version__)
+    channel.open_stream()
+    channel.send(FrameKind.HEADER, codec.encode(header))
+    channel.accept_stream()
+    _, payload = _expect(channel, FrameKind.HELLO)
+    greeted_ns = time.monotonic_ns()
+    move.destination = os.fsdecode(codec.decode(payload, HelloEntry).hostname)
+    shape, demand = capture.outline(tree)
+    move.tell("spawn")
+    monotonic_ns, boottime_ns = clocks.seen_by(move.pid)
+    clock = ClockEntry(
+        monotonic_ns=monotonic_ns,
+        boottime_ns=boottime_ns,
+        since_hello_ns=time.monotonic_ns() - greeted_ns,
+    )
+    sending.send_outline(channel, shape, demand, clock)
+    _, payload = _expect(channel, FrameKind.VERDICT)
+    verdict = codec.decode(payload, VerdictEntry)
+    if verdict.refusals:
+        raise RefusedError(verdict.refusals)
+
+
+def _expect(channel: Channel, *kinds: FrameKind) -> tuple[FrameKind, memoryview]:
+    """Read a frame of one of the kinds; an ABORT raises what the destination says."""
+    kind, payload = channel.expect(*kinds, FrameKind.ABORT)
+    if kind is FrameKind.ABORT:
+        error = error_from(codec.decode(payload, ErrorEntry))
+        if isinstance(error, MigrationError | InternalError):
+            raise MigrationError(f"the destination gave up: {error.message}", survivor=Survivor.SOURCE)
+        raise error
+    return kind, payload
+
+
+def _move_frozen(move: _Move, channel: Channel, frozen: FrozenTree) -> Report:
+    faults.at(ROLE, "frozen")
+    tree = view.look(move.pid, move.memory)
+    plan.plan_frozen(tree).obey()
+    machine = capture.machine(tree)
+    captured = capture.capture(frozen, tree, machine)
+    faults.at(ROLE, "captured")
+    move.watch.lap("capture")
+    with contextlib.closing(captured):
+        sending.send_tree(channel, captured)
+        total = sum(
+            mapping.anonymous_bytes + mapping.swap_bytes
+            for process in tree.processes
+            for mapping in process.mappings
+        )
+
+        def after_chunk(done: int) -> None:
+            move.tell("pages", done, max(done, total))
+            move.check()
+
+        move.pages = sending.send_pages(channel, captured, after_chunk)
+    faults.at(ROLE, "sent")
+    move.watch.lap("pages")
+    _, payload = _expect(channel, FrameKind.READY)
+    ready = codec.decode(payload, ReadyEntry)
+    faults.at(ROLE, "ready")
+    move.watch.lap("ready")
+    move.watch.steps += [(f"destination {name}", ms) for name, ms in ready.steps]
+    move.check()
+    return _commit(move, channel, frozen, captured.tree, ready)
+
+
+def _record(move: _Move, frozen: FrozenTree, tree: TreeEntry) -> Record:
+    identities = [process.identity for process in tree.processes]
+    by_inner = {identity.pid: identity for identity in identities}
+    inner_of = {pid: status.read(pid).nspid[-1] for pid in frozen.tracees}
+    return Record(
+        migration=move.migration,
+        role=ROLE,
+        state=State.COMMITTED,
+        peer=move.host,
+        members=tuple(
+            Member(
+                pid=pid,
+                starttime=stat.read(pid).starttime,
+                inner=inner_of[pid],
+                stopped=by_inner[inner_of[pid]].state.value == "stopped",
+            )
+            for pid in frozen.tracees
+        ),
+        locks=tree.locks,
+    )
+
+
+def _commit(move: _Move, channel: Channel, frozen: FrozenTree, tree: TreeEntry, ready: ReadyEntry) -> Report:
+    move.tell("commit")
+    record = _record(move, frozen, tree)
+    frozen.park()
+    faults.at(ROLE, "parked")
+    journal.write(record)
+    faults.at(ROLE, "committed")
+    try:
+        _drop_locks(frozen, record)
+        faults.at(ROLE, "unlocked")
+        channel.send(FrameKind.GO)
+        faults.at(ROLE, "gone")
+        kind, payload = channel.expect(FrameKind.RUNNING, FrameKind.ABORT)
+    except (OSError, ImageError) as error:
+        return _after_lost_go(move, frozen, record, str(error))
+    if kind is FrameKind.ABORT:
+        _take_back(frozen, record)
+        raise error_from(codec.decode(payload, ErrorEntry))
+    freeze_ms = (time.monotonic() - move.frozen_at) * 1000
+    running = codec.decode(payload, RunningEntry)
+    frozen.kill()
+    faults.at(ROLE, "killed")
+    journal.remove(move.migration, ROLE)
+    with contextlib.suppress(OSError):
+        channel.send(FrameKind.END)
+    move.watch.lap("commit")
+    move.watch.steps += [(f"destination {name}", ms) for name, ms in running.steps]
+    move.tell("done")
+    return _report(move, channel, tree, ready.pid, freeze_ms)
+
+
+def _report(move: _Move, channel: Channel, tree: TreeEntry, pid: int, freeze_ms: float) -> Report:
+    return Report(
+        migration=move.migration,
+        strategy="stopcopy",
+        freeze_ms=round(freeze_ms, 3),
+        total_ms=round(move.watch.total_ms(), 3),
+        bytes_sent=channel.bytes_sent,
+        pages=move.pages,
+        rounds=1,
+        source=os.uname().nodename,
+        destination=move.destination,
+        pid=pid,
+        survivor=Survivor.DESTINATION.value,
+        processes=len(tree.processes),
+        threads=sum(len(process.threads) for process in tree.processes),
+        steps=tuple(move.watch.steps),
+    )
+
+
+def _drop_locks(frozen: FrozenTree, record: Record) -> None:
+    """Let record locks go, so that the destination can take them."""
+    outer = {member.inner: Pid(member.pid) for member in record.members}
+    for lock in record.locks:
+        leader = frozen.leader(outer[lock.holder])
+        _inject(leader, *fdtable.lock_call(lock, take=False))
+
+
+def _inject(leader: Tracee, name: str, arguments: tuple[int | bytes, ...]) -> None:
+    leader.save()
+    with calls.opened(leader) as workshop:
+        workshop.call(leader, name, *arguments)
+    leader.restore()
+
+
+def _take_back(frozen: FrozenTree, record: Record) -> None:
+    """Undo a commit that the destination has turned down: the process is ours again."""
+    frozen.unpark()
+    if record.locks:
+        for task in frozen.threads():
+            task.save()
+        settle.retake_locks(frozen, record)
+    journal.remove(record.migration, ROLE)
+
+
+def _after_lost_go(move: _Move, frozen: FrozenTree, record: Record, why: str) -> Report:
+    """The line broke when GO may have arrived: ask again, on a new one, what became of it."""
+    deadline = time.monotonic() + _ASK_AGAIN_S
+    last = why
+    while time.monotonic() < deadline:
+        try:
+            with contextlib.closing(move.connect()) as channel:
+                state = settle.ask(channel, record.migration)
+        except (GodwitError, OSError) as error:
+            last = str(error)
+            move.line.wait(0.2)
+            continue
+        if state is State.RUNNING:
+            frozen.kill()
+            journal.remove(record.migration, ROLE)
+            raise MigrationError(
+                f"the line broke after the commit ({why}); it runs at {move.host}",
+                survivor=Survivor.DESTINATION,
+            )
+        _take_back(frozen, record)
+        raise MigrationError(f"the line broke before the commit arrived ({why})", survivor=Survivor.SOURCE)
+    # Letting go of a parked thread leaves it stopped.
+    raise MigrationError(
+        f"{move.host} does not answer since the commit ({last})",
+        survivor=Survivor.UNDECIDED,
+        remedy="run `godwit recover` when it can be reached again; until then the copy here stays stopped",
+    )
+

@@ -1,0 +1,143 @@
+"""How to reach another machine: `tls://host:port`, `user@host` over ssh, or a node's own connection."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shlex
+import socket
+import subprocess
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from godwit.errors import AccessError, DestinationError, RequestError
+from godwit.migrate.channel import Channel, FdPipe, SocketPipe
+
+if TYPE_CHECKING:
+    import ssl
+
+_CONNECT_TIMEOUT_S: Final = 10.0
+DEFAULT_PORT: Final = 7487
+_RECEIVE: Final = "godwit receive --stdio"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Node:
+    """A machine whose connection somebody else knows how to make: a laboratory's node."""
+
+    connect: Callable[[], socket.socket]
+    certs: Path
+
+
+def certs_directory() -> Path:
+    """Return where our own identity lies: $GODWIT_CERTS, a node's, the system's, or the user's."""
+    named = os.environ.get("GODWIT_CERTS")
+    places = [Path(named)] if named else []
+    places += [Path("/run/godwit/certs"), Path("/etc/godwit/certs"), Path("~/.config/godwit/certs").expanduser()]
+    for place in places:
+        if (place / "node.key").exists():
+            return place
+    raise RequestError(
+        "no certificates to prove ourselves with",
+        remedy="make some with `godwit certs`, and name their directory in GODWIT_CERTS",
+    )
+
+
+def connect(host: str, node: Node | None) -> Channel:
+    """Open a channel to a receiving Godwit.
+
+    Raises:
+        RequestError: The name makes no sense.
+        DestinationError: It does not answer, or its Godwit does not.
+        AccessError: It does not prove itself, or does not believe us.
+    """
+    if node is not None:
+        return Channel(SocketPipe(_client_tls(node.connect(), node.certs)))
+    if host.startswith("tls://"):
+        return _connect_tls(host)
+    if "@" in host:
+        return _connect_ssh(host)
+    raise RequestError(
+        f"do not know the machine {host!r}",
+        remedy="name a lab node, user@host (ssh), or tls://host:port",
+    )
+
+
+def _connect_tls(url: str) -> Channel:
+    name, _, port = url.removeprefix("tls://").rstrip("/").rpartition(":")
+    if not port.isdigit():
+        name, port = url.removeprefix("tls://").rstrip("/"), str(DEFAULT_PORT)
+    certs = certs_directory()
+    try:
+        plain = socket.create_connection((name.strip("[]"), int(port)), _CONNECT_TIMEOUT_S)
+    except OSError as error:
+        raise DestinationError(
+            f"{url} does not answer: {error.strerror or error}",
+            remedy="start `godwit receive --listen` there",
+        ) from error
+    plain.settimeout(None)
+    return Channel(SocketPipe(_client_tls(plain, certs)))
+
+
+def _context(certs: Path, *, server: bool) -> ssl.SSLContext:
+    import ssl
+
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER if server else ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    # The authority signs nobody but our machines; their names change with every laboratory.
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_REQUIRED
+    try:
+        context.load_verify_locations(certs / "ca.pem")
+        context.load_cert_chain(certs / "node.pem", certs / "node.key")
+    except OSError as error:
+        raise RequestError(
+            f"cannot read the certificates in {certs}: {error}", remedy="make them with `godwit certs`"
+        ) from error
+    return context
+
+
+def _client_tls(plain: socket.socket, certs: Path) -> socket.socket:
+    return _wrap(plain, certs, server=False)
+
+
+def server_tls(plain: socket.socket, certs: Path) -> socket.socket:
+    """Prove ourselves to who connected, and have them prove themselves. Raises AccessError."""
+    return _wrap(plain, certs, server=True)
+
+
+def _wrap(plain: socket.socket, certs: Path, *, server: bool) -> socket.socket:
+    import ssl
+
+    plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    try:
+        return _context(certs, server=server).wrap_socket(plain, server_side=server)
+    except (ssl.SSLError, ConnectionError) as error:
+        plain.close()
+        reason = getattr(error, "reason", None) or error
+        raise AccessError(
+            f"the other machine did not prove itself, or does not trust us ({reason})",
+            remedy="use certificates of one authority on both machines (`godwit certs`)",
+        ) from error
+
+
+def _connect_ssh(host: str) -> Channel:
+    command = os.environ.get("GODWIT_SSH", "ssh")
+    remote = os.environ.get("GODWIT_REMOTE_COMMAND", _RECEIVE)
+    words = [*shlex.split(command), "-o", "BatchMode=yes", "--", host, remote]
+    try:
+        child = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0)
+    except FileNotFoundError as error:
+        raise DestinationError(f"no program {words[0]!r}", remedy="install openssh-client") from error
+    assert child.stdin is not None and child.stdout is not None
+    stdin, stdout = child.stdin, child.stdout
+
+    def close() -> None:
+        for stream in (stdin, stdout):
+            with contextlib.suppress(OSError):
+                stream.close()
+        child.wait()
+
+    return Channel(FdPipe(stdout.fileno(), stdin.fileno(), close))

@@ -1,0 +1,1 @@
+"""Frames of the migration stream: bytes to values, no sockets and no files."""
