@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -41,7 +42,7 @@ def check(pid: int, host: str | None) -> int:
 
     Exit status: 0 when it can move, 3 when not.
     """
-    from godwit.migrate import api
+    from godwit import api
 
     plan = api.inspect(pid, to=host)
     if settings().as_json:
@@ -96,4 +97,16 @@ def _in_full(findings: Sequence[Finding]) -> Iterator[str]:
 
 
 def _in_rows(findings: Sequence[Finding]) -> Iterator[str]:
-    return table(((each.where, each.what, each.why) for each in findings), indent="  ")
+    """Say each reason once, and below it what it goes for."""
+    reasons = dict.fromkeys(each.why for each in findings)
+    for reason in reasons:
+        if reason:
+            yield f"  {printable(reason)}:"
+        alike = sorted((each for each in findings if each.why == reason), key=_by_number)
+        yield from table(((each.where, each.what) for each in alike), indent="    " if reason else "  ")
+
+
+def _by_number(finding: Finding) -> list[tuple[int, str]]:
+    """Order `fd 5` before `fd 10`."""
+    words = re.findall(r"\d+|\D+", finding.where)
+    return [(int(word), "") if word.isdecimal() else (-1, word) for word in words]

@@ -28,19 +28,16 @@ from godwit.cli.report import show_report
     help="Where to write it; made if need be.",
 )
 @click.option("--leave-running", is_flag=True, help="Let the program run on; otherwise it ends.")
-@click.option("--tcp-close", is_flag=True, help="Close its TCP connections, which cannot move yet.")
 @foreign_options
 @common_options
-def checkpoint(pid: int, directory: Path, leave_running: bool, tcp_close: bool) -> None:
+def checkpoint(pid: int, directory: Path, leave_running: bool) -> None:
     """Write process PID and its descendants to a directory.
 
     `godwit restore` makes them run again, on this machine or on another that has the same files.
     Unless --leave-running is given the program ends once everything is safely written.
     """
-    from godwit.migrate import api
+    from godwit import api
 
     with showing(f"pid {pid} to {directory}") as progress:
-        report = api.checkpoint(
-            pid, directory, leave_running=leave_running, tcp_close=tcp_close, progress=progress
-        )
-    show_report(report)
+        report = api.checkpoint(pid, directory, leave_running=leave_running, progress=progress)
+    show_report(report, moved=False)

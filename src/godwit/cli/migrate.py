@@ -26,10 +26,9 @@ from godwit.cli.report import show_report
     type=click.FloatRange(min=0, min_open=True),
     help="Give up, and let it run on here, when it is not decided by then.",
 )
-@click.option("--tcp-close", is_flag=True, help="Close its TCP connections, which cannot move yet.")
 @foreign_options
 @common_options
-def migrate(pid: int, host: str, timeout_s: float | None, tcp_close: bool) -> None:
+def migrate(pid: int, host: str, timeout_s: float | None) -> None:
     """Move process PID and its descendants to HOST.
 
     HOST is a lab node, user@host over ssh, or tls://host:port where `godwit receive` listens. The
@@ -38,8 +37,8 @@ def migrate(pid: int, host: str, timeout_s: float | None, tcp_close: bool) -> No
 
     The report says how long it was frozen, and where it runs now.
     """
-    from godwit.migrate import api
+    from godwit import api
 
     with showing(f"pid {pid} to {host}") as progress:
-        report = api.migrate(pid, host, timeout_s=timeout_s, tcp_close=tcp_close, progress=progress)
-    show_report(report)
+        report = api.migrate(pid, host, timeout_s=timeout_s, progress=progress)
+    show_report(report, moved=True)

@@ -203,6 +203,11 @@ def table(rows: Iterable[Sequence[str]], *, indent: str = "") -> Iterator[str]:
         yield (indent + "  ".join(cells)).rstrip()
 
 
+def counted(number: int, word: str, plural: str = "s") -> str:
+    """Return a number with its word."""
+    return f"{number:,} {word}" if number == 1 else f"{number:,} {word}{plural}"
+
+
 def amount(length_bytes: float) -> str:
     """Return a number of bytes in the unit that suits it."""
     for unit in ("B", "KiB", "MiB", "GiB"):

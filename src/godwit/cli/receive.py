@@ -39,7 +39,7 @@ def receive(stdio: bool, listen: str | None, certs: Path | None, once: bool) -> 
     if listen is not None and certs is None:
         raise click.UsageError("--listen needs --certs DIR; `godwit certs` makes them")
 
-    from godwit.migrate import api
+    from godwit import api
 
     if listen is None or certs is None:
         api.serve_stdio()

@@ -2,36 +2,29 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import click
 
 from godwit.cli.output import common_options, examples, printable, say, say_json, settings, table
 from godwit.errors import MigrationError
 
-_UNDECIDED = "still undecided"
+# How the outcome of a move begins that is not settled, or not well.
+_BAD = ("still undecided", "lost")
 
 
 @click.command(epilog=examples("godwit recover", "godwit recover --json"))
-@click.option(
-    "--journal",
-    metavar="DIR",
-    type=click.Path(path_type=Path, file_okay=False),
-    help="Where the journals are, if not where Godwit writes them.",
-)
 @common_options
-def recover(journal: Path | None) -> int:
+def recover() -> int:
     """Settle moves that were cut off while they were being decided.
 
     When a machine, the network or Godwit dies in the moment of a decision, the copy at either end
     waits, frozen, until it is known which one runs. This reads the journals of such moves, asks the
     other end, and lets a copy run or removes it. At no time two copies run.
 
-    Exit status: 0 when everything is settled, 9 when something still waits for the other end.
+    Exit status: 0 when everything is settled, 9 when a program still waits, or is lost.
     """
-    from godwit.migrate import api
+    from godwit import api
 
-    settled = api.recover(directory=journal)
+    settled = api.recover()
     if settings().as_json:
         rows = [
             {"migration": each.migration, "role": each.role, "outcome": each.outcome, "pid": each.pid}
@@ -44,5 +37,4 @@ def recover(journal: Path | None) -> int:
         told = ((each.migration, each.role, f"pid {each.pid}", printable(each.outcome)) for each in settled)
         for line in table(told):
             say(line)
-    waiting = any(each.outcome.startswith(_UNDECIDED) for each in settled)
-    return MigrationError.exit_status if waiting else 0
+    return MigrationError.exit_status if any(each.outcome.startswith(_BAD) for each in settled) else 0

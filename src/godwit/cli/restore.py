@@ -18,7 +18,7 @@ from godwit.cli.progress import showing
 from godwit.errors import RequestError
 
 if TYPE_CHECKING:
-    from godwit.migrate.api import Restored
+    from godwit.api import Restored
 
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 
@@ -50,7 +50,7 @@ def restore(directory: Path, detach: bool, pid_file: Path | None, pod: bool) -> 
     Without --detach it stays as the parent, passes SIGINT, SIGTERM, SIGHUP and SIGQUIT on to the
     program, and returns the program's exit status, or 128 plus the number of the signal that ended it.
     """
-    from godwit.migrate import api
+    from godwit import api
 
     with _pid_file(pid_file) as draft:
         with showing(f"restore {directory}") as progress:

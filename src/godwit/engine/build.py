@@ -36,6 +36,7 @@ class Builder:
 
     in_pod: bool
     status_fd: Fd | None = None  # gets (pid, wait status) of what a pod's init reaps
+    clock_shift_ns: int = 0  # how far the tree's CLOCK_MONOTONIC is ahead of ours
     transfer: Transfer = field(default_factory=Transfer.open)
     family: Family | None = None
     shape: OutlineEntry | None = None
@@ -175,7 +176,7 @@ class Builder:
             space.finish_vmas(stub, process.memory.vmas)
             # The leader last: a change of user in any thread clears what it restores for the process.
             for thread in reversed(process.threads):
-                finish.thread(stub, process, thread)
+                finish.thread(stub, process, thread, self.clock_shift_ns)
             if process.identity.pid in lockers:
                 self._held.append(stub)
             else:

@@ -226,9 +226,6 @@ def capture(frozen: FrozenTree, view: TreeView, machine_entry: MachineEntry) -> 
             locks=tuple(lock for file in view.files for lock in fdtable.collect_locks(file, inner)),
         )
         on_failure.pop_all()
-    # Should we die from here on, every thread goes on where it was.
-    for task in frozen.threads():
-        task.restore()
     return Capture(tree=tree, files=files, sources=tuple(sources))
 
 
@@ -243,13 +240,18 @@ def _process(
 ) -> ProcessEntry:
     pid = process.pid
     leader = frozen.leader(pid)
-    with calls.opened(leader) as workshop:
+    with contextlib.ExitStack() as stack:
+        stack.callback(leader.restore)
+        workshop = stack.enter_context(calls.opened(leader))
         batch = workshop.batch(leader)
         layout = memory.collect_layout(batch, process.stat)
-        actions = signals.collect(batch, process.status, leader.tid)
+        actions = signals.collect(batch, leader.tid)
         clocks_ = timers_resource.collect(batch, timers.read(pid), inner)
         user = credentials.collect(batch, process.status)
         batch.run()
+        # Now: the next batch uses the same memory.
+        process_layout, process_signals = layout(), actions()
+        process_timers, process_user = clocks_(), user()
         threads = []
         for tid, task in frozen.tracees[pid].items():
             own = workshop.batch(task)
@@ -258,6 +260,8 @@ def _process(
             )
             own.run()
             threads.append(answer())
+            if task is not leader:
+                task.restore()
         vmas, vdso = _vmas(process, paths, view, workshop.memory)
         exe, cwd, root = _links(pid, paths)
         return ProcessEntry(
@@ -268,13 +272,13 @@ def _process(
             root=root,
             memory=MemoryEntry(
                 vmas=vmas,
-                layout=layout(),
+                layout=process_layout,
                 auxv=read_bytes(pid, "auxv"),
                 vdso_digest=xxhash.xxh3_128_digest(vdso),
             ),
-            credentials=user(),
-            signals=actions(),
-            timers=clocks_(),
+            credentials=process_user,
+            signals=process_signals,
+            timers=process_timers,
             limits=limits.collect(pid),
             threads=tuple(threads),
             descriptors=_descriptors(process, view),

@@ -52,17 +52,20 @@ def _same_namespace(pid: Pid, kind: str) -> bool:
     return (theirs.st_dev, theirs.st_ino) == (ours.st_dev, ours.st_ino)
 
 
-def enter_time_namespace(monotonic_ns: int, boottime_ns: int) -> None:
+def enter_time_namespace(monotonic_ns: int, boottime_ns: int) -> int:
     """Give this process's future children clocks that read so much now.
+
+    Returns how far their CLOCK_MONOTONIC is ahead of ours, in ns.
 
     Raises:
         OSError: The kernel has no time namespaces, or we may not make one.
     """
     ours = timens.read(Pid(os.getpid()))
-    offsets = (
-        ("monotonic", monotonic_ns - (time.clock_gettime_ns(time.CLOCK_MONOTONIC) - ours[0])),
-        ("boottime", boottime_ns - (time.clock_gettime_ns(time.CLOCK_BOOTTIME) - ours[1])),
-    )
+    shift_ns = monotonic_ns - time.clock_gettime_ns(time.CLOCK_MONOTONIC)
+    boot_shift_ns = boottime_ns - time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+    # Offsets are from the machine's own clocks, not from those of our namespace.
+    offsets = (("monotonic", shift_ns + ours[0]), ("boottime", boot_shift_ns + ours[1]))
     ns.unshare(CLONE_NEWTIME)
     lines = [f"{name} {ns_ // 1_000_000_000} {ns_ % 1_000_000_000}" for name, ns_ in offsets]
     Path("/proc/self/timens_offsets").write_text("\n".join(lines) + "\n", "ascii")
+    return shift_ns

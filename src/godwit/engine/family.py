@@ -224,7 +224,7 @@ def _end(family: Family, identity: IdentityEntry) -> None:
     else:
         batch = stub.batch()
         batch.add("exit_group", os.WEXITSTATUS(identity.wait_status))
-        ptrace.set_registers(task.tid, batch.aimed())
+        batch.enter()
         _run_to_the_end(stub)
     stub.close()
 

@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
-from godwit.engine import clocks
 from godwit.engine.family import Family
 from godwit.engine.stub import Stub
 from godwit.errors import DestinationError, ImageError
@@ -133,7 +132,7 @@ def process(stub: Stub, entry: ProcessEntry, open_path: Callable[[int, int], Fd]
     limits.restore_oom(entry.limits, stub.pid)
 
 
-def thread(stub: Stub, entry: ProcessEntry, own: ThreadEntry) -> None:
+def thread(stub: Stub, entry: ProcessEntry, own: ThreadEntry, clock_shift_ns: int) -> None:
     """Restore what a thread must do for itself; the leader also does what is left of the process."""
     task = stub.threads.get(own.tid)
     if task is None:
@@ -159,7 +158,7 @@ def thread(stub: Stub, entry: ProcessEntry, own: ThreadEntry) -> None:
         signals.queue_for_thread(own.pending, batch, stub.inner, own.tid)
         batch.run()
     if own.sleep is not None:
-        _sleep_again(stub, task, own)
+        _sleep_again(stub, task, own, clock_shift_ns)
 
 
 def _flush_signals(stub: Stub, task: Tracee) -> None:
@@ -173,21 +172,20 @@ def _flush_signals(stub: Stub, task: Tracee) -> None:
             return
 
 
-def _sleep_again(stub: Stub, task: Tracee, own: ThreadEntry) -> None:
+def _sleep_again(stub: Stub, task: Tracee, own: ThreadEntry, clock_shift_ns: int) -> None:
     """Begin an interrupted sleep with what is left of it, and interrupt it again.
 
     The kernel then holds the time of expiry for this thread as it did at the source, and the
     thread's registers can be the old ones to the letter.
     """
     assert own.sleep is not None
-    monotonic_ns, _ = clocks.seen_by(stub.pid)
-    arguments, timespec = interrupted.rearmed(own.sleep, monotonic_ns)
+    arguments, timespec = interrupted.rearmed(own.sleep, time.monotonic_ns() + clock_shift_ns)
     batch = stub.batch(task)
     if timespec:
         address = batch.data(timespec)
         arguments = tuple(address if value == -1 else value for value in arguments)
     batch.add(own.sleep.call, *arguments, may_fail=True)
-    ptrace.set_registers(task.tid, batch.aimed())
+    batch.enter()
     ptrace.resume(task.tid)
     if not _fell_asleep(stub, task, own.sleep.call):
         registers = UserRegs.from_buffer_copy(own.registers)
@@ -203,7 +201,9 @@ def _fell_asleep(stub: Stub, task: Tracee, call: str) -> bool:
             return False
         if stat.read(stub.pid, task.tid).state == "S":
             ptrace.interrupt(task.tid)
-            task.wait_until_stopped()
+            # The sleep may end by itself before the interrupt comes: then the trap is first.
+            if ptrace.wait_stop(task.tid).event != ptrace.PTRACE_EVENT_STOP:
+                return False
             if ptrace.get_registers(task.tid).result == interrupted.ERESTART_RESTARTBLOCK:
                 return True
             ptrace.resume(task.tid)

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from godwit.errors import NoProcessError
 from godwit.linux import ptrace
 from godwit.procfs import stat, tasks
+from godwit.resources import interrupted
 from godwit.resources.thread import Repose, observe
 from godwit.tracee.task import Tracee
 from godwit.types import Pid, Tid
@@ -132,6 +133,8 @@ def freeze(root: Pid) -> FrozenTree:
             raise NoProcessError(f"process {root} ended before it could be stopped")
         for task in tree.threads():
             task.save()
+            if interrupted.correct(task.registers):
+                ptrace.set_registers(task.tid, task.registers)
     except BaseException:
         tree.thaw()
         raise

@@ -18,8 +18,10 @@ _MS_SLAVE = 1 << 19
 _PROC_FLAGS = 2 | 4 | 8  # nosuid, nodev, noexec
 
 
-def enter(machine: MachineEntry, monotonic_ns: int, boottime_ns: int) -> None:
+def enter(machine: MachineEntry, monotonic_ns: int, boottime_ns: int) -> int:
     """Put this process where the pod will be. It must have one thread and be meant for this alone.
+
+    Returns how far the pod's CLOCK_MONOTONIC is ahead of ours, in ns.
 
     Raises:
         DestinationError: The kernel refuses.
@@ -31,7 +33,7 @@ def enter(machine: MachineEntry, monotonic_ns: int, boottime_ns: int) -> None:
         abi.syscall("sethostname", machine.hostname, len(machine.hostname))
         if machine.domainname:
             abi.syscall("setdomainname", machine.domainname, len(machine.domainname))
-        clocks.enter_time_namespace(monotonic_ns, boottime_ns)
+        return clocks.enter_time_namespace(monotonic_ns, boottime_ns)
     except OSError as error:
         raise DestinationError(
             f"cannot make a pod: {error.strerror}", remedy="run as root, or allow user namespaces"

@@ -9,10 +9,11 @@ from __future__ import annotations
 import os
 import stat as stat_module
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
-from godwit.errors import NoProcessError
+from godwit.errors import BusyError, NoProcessError
 from godwit.linux import kcmp
 from godwit.procfs import fdinfo, maps, stat, status, tasks
 from godwit.procfs.maps import Mapping
@@ -24,6 +25,8 @@ from godwit.resources.objects import ObjectKind
 from godwit.resources.pathfile import PathFileEntry
 from godwit.types import Fd, FileId, OwnedFd, Pid, Tid
 
+Result = TypeVar("Result")
+_LOOKS = 50
 _DELETED = " (deleted)"
 _MEMFD = "/memfd:"
 _SHARED_ANONYMOUS = "/dev/zero (deleted)"
@@ -133,11 +136,35 @@ class TreeView:
         return entry
 
 
+def settled(root: Pid, memory: Memory, and_then: Callable[[TreeView], Result]) -> tuple[TreeView, Result]:
+    """Look at a running tree and derive something from what was seen, before it changes.
+
+    A process, thread or descriptor that goes away in between makes both begin again.
+
+    Raises:
+        NoProcessError: The root is gone.
+        BusyError: It changes all the time.
+    """
+    error: OSError | None = None
+    for _ in range(_LOOKS):
+        try:
+            tree = look(root, memory)
+            return tree, and_then(tree)
+        except (FileNotFoundError, ProcessLookupError) as vanished:
+            error = vanished
+            memory.outside = None
+    raise BusyError(
+        f"the tree under pid {root} changes faster than it can be looked at ({error})",
+        remedy="try again in a moment",
+    ) from error
+
+
 def look(root: Pid, memory: Memory) -> TreeView:
     """Look at a process and all its descendants.
 
     Raises:
         NoProcessError: The root is gone.
+        FileNotFoundError, ProcessLookupError: Part of it went away meanwhile.
     """
     processes: list[ProcessView] = []
     waiting = [root]

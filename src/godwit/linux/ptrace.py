@@ -21,6 +21,7 @@ PTRACE_SINGLESTEP: Final = 9
 PTRACE_GETREGS: Final = 12
 PTRACE_SETREGS: Final = 13
 PTRACE_DETACH: Final = 17
+PTRACE_SYSCALL: Final = 24
 PTRACE_SETOPTIONS: Final = 0x4200
 PTRACE_GETEVENTMSG: Final = 0x4201
 PTRACE_GETSIGINFO: Final = 0x4202
@@ -135,6 +136,11 @@ def resume(tid: Tid, signal: int = 0) -> None:
 def single_step(tid: Tid) -> None:
     """Let a stopped task run one instruction."""
     _ptrace(PTRACE_SINGLESTEP, tid)
+
+
+def resume_to_call(tid: Tid) -> None:
+    """Let a stopped task run to the entry of its next system call, or from there to its exit."""
+    _ptrace(PTRACE_SYSCALL, tid)
 
 
 def set_options(tid: Tid, options: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 from collections.abc import Callable
 from typing import Final, Protocol
 
@@ -128,7 +129,10 @@ class Channel:
         self._pipe.close()
 
     def _write(self, data: bytes | bytearray | memoryview) -> None:
-        self._pipe.write(data)
+        try:
+            self._pipe.write(data)
+        except (ConnectionError, TimeoutError, ssl_error()) as error:
+            raise Closed(str(error)) from error
         self.bytes_sent += len(data)
 
     def _read(self, length: int) -> memoryview:
@@ -137,9 +141,21 @@ class Channel:
         while done < length:
             if done == len(self._buffer):
                 self._buffer = self._buffer + bytes(min(length - done, max(_STEP_BYTES, done)))
-            count = self._pipe.read_into(memoryview(self._buffer)[done : min(length, len(self._buffer))])
+            count = self._fill(memoryview(self._buffer)[done : min(length, len(self._buffer))])
             if count == 0:
                 raise Closed("the stream ended" if done == 0 else "the stream ended within a frame")
             done += count
         self.bytes_received += length
         return memoryview(self._buffer)[:length]
+
+    def _fill(self, room: memoryview) -> int:
+        try:
+            return self._pipe.read_into(room)
+        except (ConnectionError, TimeoutError, ssl_error()) as error:
+            raise Closed(str(error)) from error
+
+
+def ssl_error() -> type[OSError]:
+    """Return ssl.SSLError where TLS is in use, else an error that nobody raises, without importing it."""
+    module = sys.modules.get("ssl")
+    return module.SSLError if module is not None else BlockingIOError

@@ -111,8 +111,8 @@ def _build(channel: Channel, builder: Builder, header: HeaderEntry) -> None:
     channel.send(FrameKind.HELLO, codec.encode(hello))
     faults.at(ROLE, "greeted")
     _, payload = channel.expect(FrameKind.OUTLINE)
-    shape, demand, clock = receiving.read_outline(payload)
     heard_ns = time.monotonic_ns()
+    shape, demand, clock = receiving.read_outline(payload)
     refusals = tuple(admit.refusals(header, shape, demand, in_pod=True))
     if refusals:
         channel.send(FrameKind.VERDICT, codec.encode(VerdictEntry(refusals=refusals)))
@@ -120,7 +120,9 @@ def _build(channel: Channel, builder: Builder, header: HeaderEntry) -> None:
     # The reading is older than it arrived by no more than the round trip. Clocks may jump ahead by
     # that much, and never go back.
     age_ns = max(0, heard_ns - greeted_ns - clock.since_hello_ns) + time.monotonic_ns() - heard_ns
-    pod.enter(header.machine, clock.monotonic_ns + age_ns, clock.boottime_ns + age_ns)
+    builder.clock_shift_ns = pod.enter(
+        header.machine, clock.monotonic_ns + age_ns, clock.boottime_ns + age_ns
+    )
     builder.prepare(shape)
     faults.at(ROLE, "prepared")
     channel.send(FrameKind.VERDICT, codec.encode(VerdictEntry(refusals=())))

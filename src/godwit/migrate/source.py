@@ -18,7 +18,6 @@ import godwit
 from godwit.engine import capture, clocks, freeze, plan, view
 from godwit.engine.freeze import FrozenTree
 from godwit.engine.plan import Plan
-from godwit.engine.view import TreeView
 from godwit.errors import (
     GodwitError,
     ImageError,
@@ -30,7 +29,7 @@ from godwit.errors import (
 from godwit.images import codec
 from godwit.migrate import apart, faults, journal, sending, settle
 from godwit.migrate.apart import Line
-from godwit.migrate.channel import Channel
+from godwit.migrate.channel import Channel, Closed
 from godwit.migrate.entries import (
     ErrorEntry,
     HelloEntry,
@@ -90,7 +89,7 @@ class _Move:
 def inspect(pid: Pid) -> Plan:
     """List every holding of a process tree with its disposition. Nothing is stopped."""
     plan.check_target(pid)
-    return plan.plan(view.look(pid, view.Memory()))
+    return view.settled(pid, view.Memory(), plan.plan)[1]
 
 
 def inspect_for(pid: Pid, found: Plan, connect: Callable[[], Channel]) -> Plan:
@@ -100,7 +99,7 @@ def inspect_for(pid: Pid, found: Plan, connect: Callable[[], Channel]) -> Plan:
         move = _Move(pid, "", connect, line, None, secrets.token_hex(16), Stopwatch(), view.Memory())
         with contextlib.closing(connect()) as channel:
             try:
-                _prepare(move, channel, view.look(pid, move.memory))
+                _prepare(move, channel)
             except RefusedError as error:
                 return VerdictEntry(refusals=error.refusals)
             return VerdictEntry(refusals=())
@@ -174,11 +173,16 @@ def _run(move: _Move) -> Report:
         faults.at(ROLE, "connected")
         try:
             return _converse(move, channel)
-        except (OSError, ImageError) as error:
-            if isinstance(error, GodwitError):
-                raise
+        except Closed as error:
             raise MigrationError(
                 f"the destination went silent ({error})", survivor=Survivor.SOURCE
+            ) from error
+        except OSError as error:
+            notes = "; ".join(getattr(error, "__notes__", ()))
+            raise MigrationError(
+                f"the source failed: {error}{f' ({notes})' if notes else ''}",
+                survivor=Survivor.SOURCE,
+                remedy="try again; if it persists, report it as a bug",
             ) from error
 
 
@@ -189,10 +193,10 @@ def _open(move: _Move) -> Channel:
 
 def _converse(move: _Move, channel: Channel) -> Report:
     plan.check_target(move.pid)
-    tree = view.look(move.pid, move.memory)
-    plan.plan(tree).obey()
+    _, found = view.settled(move.pid, move.memory, plan.plan)
+    found.obey()
     faults.at(ROLE, "planned")
-    _prepare(move, channel, tree)
+    _prepare(move, channel)
     faults.at(ROLE, "prepared")
     move.check()
     move.watch.lap("prepare")
@@ -206,10 +210,10 @@ def _converse(move: _Move, channel: Channel) -> Report:
             frozen.thaw()
 
 
-def _prepare(move: _Move, channel: Channel, tree: TreeView) -> None:
+def _prepare(move: _Move, channel: Channel) -> None:
     """Tell the destination what comes, and wait until all that can be prepared is."""
     move.tell("plan")
-    machine = capture.machine(tree)
+    tree, machine = view.settled(move.pid, move.memory, capture.machine)
     header = sending.header_of(tree, machine, move.migration, godwit.__version__)
     channel.open_stream()
     channel.send(FrameKind.HEADER, codec.encode(header))
@@ -217,7 +221,7 @@ def _prepare(move: _Move, channel: Channel, tree: TreeView) -> None:
     _, payload = _expect(channel, FrameKind.HELLO)
     greeted_ns = time.monotonic_ns()
     move.destination = os.fsdecode(codec.decode(payload, HelloEntry).hostname)
-    shape, demand = capture.outline(tree)
+    _, (shape, demand) = view.settled(move.pid, move.memory, capture.outline)
     move.tell("spawn")
     monotonic_ns, boottime_ns = clocks.seen_by(move.pid)
     clock = ClockEntry(

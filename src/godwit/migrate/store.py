@@ -106,9 +106,9 @@ def _checkpoint(pid: Pid, directory: Path, line: Line[Report], *, leave_running:
     watch = Stopwatch()
     memory = view.Memory()
     line.progress(ProgressEvent(stage="inspect"))
-    tree = view.look(pid, memory)
-    plan.plan(tree).obey()
-    capture.outline(tree)
+    _, found = view.settled(pid, memory, plan.plan)
+    found.obey()
+    view.settled(pid, memory, capture.outline)
     line.give_up_if_cancelled()
     watch.lap("prepare")
     line.progress(ProgressEvent(stage="freeze"))
@@ -300,11 +300,12 @@ def _rebuild(
     shape, demand, clock = receiving.read_outline(payload)
     progress(ProgressEvent(stage="plan"))
     _admit(header, shape, demand, in_pod=in_pod)
+    shift_ns = 0
     if in_pod:
-        pod.enter(header.machine, clock.monotonic_ns, clock.boottime_ns)
+        shift_ns = pod.enter(header.machine, clock.monotonic_ns, clock.boottime_ns)
     elif header.machine.boot_id != clocks.boot_id():
-        clocks.enter_time_namespace(clock.monotonic_ns, clock.boottime_ns)
-    builder = Builder(in_pod=in_pod, status_fd=status_fd)
+        shift_ns = clocks.enter_time_namespace(clock.monotonic_ns, clock.boottime_ns)
+    builder = Builder(in_pod=in_pod, status_fd=status_fd, clock_shift_ns=shift_ns)
     try:
         progress(ProgressEvent(stage="spawn"))
         builder.prepare(shape)

@@ -57,10 +57,12 @@ class SleepEntry:
     deadline_ns: int | None  # on the process's CLOCK_MONOTONIC; None: the arguments hold an absolute time
 
 
-def correct(registers: UserRegs) -> None:
-    """Turn an EINTR that our stop caused into one that only a handler would see."""
-    if registers.result == EINTR and registers.call_number in _NEVER_RESTARTED:
-        registers.rax = ERESTARTNOHAND & 0xFFFFFFFFFFFFFFFF
+def correct(registers: UserRegs) -> bool:
+    """Turn an EINTR that our stop caused into one that only a handler would see; tell whether it was."""
+    if registers.result != EINTR or registers.call_number not in _NEVER_RESTARTED:
+        return False
+    registers.rax = ERESTARTNOHAND & 0xFFFFFFFFFFFFFFFF
+    return True
 
 
 def is_sleeping(registers: UserRegs) -> bool:

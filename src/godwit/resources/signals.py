@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from typing import Final
 
 from godwit.linux import ptrace
-from godwit.procfs.status import TaskStatus
 from godwit.tracee.calls import Batch
-from godwit.types import Tid
+from godwit.types import RemoteAddr, Tid
 
 # The kernel's own struct sigaction, not the C library's: handler, flags, restorer, mask.
 _KERNEL_SIGACTION: Final = struct.Struct("<QQQQ")
+_DEFAULT: Final = bytes(_KERNEL_SIGACTION.size)
 SIGNAL_SET_BYTES: Final = 8
 HIGHEST_SIGNAL: Final = 64
 _UNCHANGEABLE: Final = (signal.SIGKILL, signal.SIGSTOP)
@@ -39,11 +39,13 @@ class SignalsEntry:
     pending: tuple[bytes, ...]  # siginfo_t, oldest first
 
 
-def collect(batch: Batch, status: TaskStatus, leader: Tid) -> Callable[[], SignalsEntry]:
-    """Queue the questions; after the batch has run the answer is the entry."""
-    known = status.sig_cgt | status.sig_ign
-    numbers = [n for n in range(1, HIGHEST_SIGNAL + 1) if known >> (n - 1) & 1 and n not in _UNCHANGEABLE]
-    spaces = []
+def collect(batch: Batch, leader: Tid) -> Callable[[], SignalsEntry]:
+    """Queue the questions; after the batch has run the answer is the entry.
+
+    All are asked for: /proc/PID/status shows no default action that has flags (SA_NOCLDWAIT).
+    """
+    numbers = [n for n in range(1, HIGHEST_SIGNAL + 1) if n not in _UNCHANGEABLE]
+    spaces: list[RemoteAddr] = []
     for number in numbers:
         space = batch.space(_KERNEL_SIGACTION.size)
         batch.add("rt_sigaction", number, 0, space, SIGNAL_SET_BYTES)
@@ -51,9 +53,11 @@ def collect(batch: Batch, status: TaskStatus, leader: Tid) -> Callable[[], Signa
     pending = ptrace.peek_signals(leader, shared=True)
 
     def answer() -> SignalsEntry:
-        actions = []
+        actions: list[SignalAction] = []
         for number, space in zip(numbers, spaces, strict=True):
             raw = batch.answer(space, _KERNEL_SIGACTION.size)
+            if raw == _DEFAULT:
+                continue
             handler, flags, restorer, mask = _KERNEL_SIGACTION.unpack(raw)
             actions.append(
                 SignalAction(number=number, handler=handler, flags=flags, restorer=restorer, mask=mask)
@@ -65,7 +69,7 @@ def collect(batch: Batch, status: TaskStatus, leader: Tid) -> Callable[[], Signa
 
 def restore(entry: SignalsEntry, batch: Batch) -> None:
     """Queue every action, the default ones too: a stub inherits what its maker ignored."""
-    default = batch.data(_KERNEL_SIGACTION.pack(0, 0, 0, 0))
+    default = batch.data(_DEFAULT)
     special = {action.number: action for action in entry.actions}
     for number in range(1, HIGHEST_SIGNAL + 1):
         if number in _UNCHANGEABLE:

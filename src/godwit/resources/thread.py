@@ -103,7 +103,6 @@ def collect(
     death_signal = batch.space(4)
     batch.add("prctl", PR_GET_PDEATHSIG, death_signal, 0, 0, 0)
     slack = batch.add("prctl", PR_GET_TIMERSLACK, 0, 0, 0, 0)
-    interrupted.correct(task.registers)
     registers = task.registers.copy()
     rseq = _collect_rseq(task, registers, memory)
     affinity = sched.get_affinity(task.tid)
@@ -210,7 +209,7 @@ def restore_registers(entry: ThreadEntry, task: Tracee, registers: bytes) -> Non
         ptrace.set_xstate(task.tid, entry.xstate)
     task.registers = UserRegs.from_buffer_copy(registers)
     task.signal_mask = entry.signal_mask
-    task.restore()
+    task.replace_all()
 
 
 def problem(entry: ThreadEntry) -> str:

@@ -97,7 +97,7 @@ def restore(entry: TimersEntry, batch: Batch) -> None:
         batch.add("prctl", PR_TIMER_CREATE_RESTORE_IDS, 1, 0, 0, 0)
     for timer in entry.posix:
         event = batch.data(_SIGEVENT.pack(timer.value, timer.signal, timer.notify, timer.thread))
-        batch.add("timer_create", timer.clock_id, event, struct.pack("<i", timer.timer_id))
+        batch.add("timer_create", timer.clock, event, struct.pack("<i", timer.timer_id))
         batch.add("timer_settime", timer.timer_id, 0, timer.setting, 0)
     if entry.posix:
         batch.add("prctl", PR_TIMER_CREATE_RESTORE_IDS, 0, 0, 0, 0)

@@ -8,20 +8,31 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import struct
 from collections.abc import Iterator
 from typing import Final
 
 from godwit.errors import InternalError
 from godwit.linux import abi, mem, mman, ptrace
-from godwit.linux.arch import INTERPRETER, NR, SYSCALL_INSTRUCTION, UserRegs
-from godwit.procfs import maps
+from godwit.linux.arch import (
+    INTERPRETER,
+    NR,
+    SIGNAL_FRAME_LIMIT_BYTES,
+    SYSCALL_INSTRUCTION,
+    TRAP_AT,
+    signal_frame,
+)
+from godwit.procfs import maps, status
 from godwit.tracee.task import Tracee
 from godwit.types import PAGE_SIZE, OwnedFd, RemoteAddr, Tid
 
 _ENTRY: Final = struct.Struct("<8q")
-_END: Final = struct.pack("<q", -1)
-TABLE_AT: Final = PAGE_SIZE
+_END: Final = struct.Struct("<qQQ40x")
+# Ignored unless the program has a handler; at least one of these nearly always has none.
+_TRAP_SIGNALS: Final = (signal.SIGURG, signal.SIGWINCH, signal.SIGCHLD)
+FRAME_AT: Final = PAGE_SIZE
+TABLE_AT: Final = FRAME_AT + SIGNAL_FRAME_LIMIT_BYTES
 MAX_CALLS: Final = 1000
 DATA_AT: Final = TABLE_AT + 16 * PAGE_SIZE
 WORKSHOP_BYTES: Final = 64 * PAGE_SIZE
@@ -49,10 +60,10 @@ def signed(value: int) -> int:
 
 
 def single_call(task: Tracee, gadget: RemoteAddr, name: str, *args: int) -> int:
-    """Make one call by stepping over the gadget. Needs no memory; raises OSError as the call would."""
+    """Make one call at the gadget. Needs no memory; raises OSError as the call would."""
     registers = task.registers.copy()
     registers.aim_at_call(gadget, NR[name], args)
-    task.run_until_trap(registers, step=True)
+    task.make_call(registers)
     result = ptrace.get_registers(task.tid).result
     if abi.is_error(result):
         abi.fail(-result, f"{name} in pid {task.pid}")
@@ -60,16 +71,44 @@ def single_call(task: Tracee, gadget: RemoteAddr, name: str, *args: int) -> int:
 
 
 class Workshop:
-    """The mapping in a stopped process through which calls are made. See `opened` and `inherited`."""
+    """The mapping in a stopped process through which calls are made. See `opened`.
 
-    def __init__(self, address: RemoteAddr, memory: OwnedFd, gadget: RemoteAddr) -> None:
+    With `frames`, the injected code knows the way back to what each thread was about: should we die
+    while it runs, the program goes on all the same.
+    """
+
+    def __init__(
+        self,
+        address: RemoteAddr,
+        memory: OwnedFd,
+        gadget: RemoteAddr,
+        *,
+        trap_signal: int = signal.SIGURG,
+        frames: bool = False,
+    ) -> None:
         self.address = address
         self.memory = memory
         self.gadget = gadget
+        self.trap_signal = trap_signal
+        self._frames = frames
+        self._framed: Tracee | None = None
 
     def install(self) -> None:
         """Write the interpreter's code."""
         os.pwrite(self.memory.number, INTERPRETER, self.address)
+
+    def write_frame(self, task: Tracee) -> None:
+        """Write down what the thread is about, for its way back."""
+        if not self._frames or self._framed is task:
+            return
+        at = self.address + FRAME_AT
+        registers = task.registers.copy()
+        registers.restart_if_interrupted()
+        frame = signal_frame(at, registers, task.signal_mask, ptrace.get_xstate(task.tid))
+        if len(frame) > SIGNAL_FRAME_LIMIT_BYTES:
+            raise InternalError(f"a signal frame of {len(frame)} bytes is too long")
+        os.pwrite(self.memory.number, frame, at)
+        self._framed = task
 
     def batch(self, task: Tracee) -> Batch:
         """Begin a batch of calls for a thread of the process."""
@@ -90,7 +129,7 @@ class Workshop:
         single_call(task, self.gadget, "munmap", self.address, WORKSHOP_BYTES)
 
 
-def map_workshop(task: Tracee, address: int = 0) -> Workshop:
+def map_workshop(task: Tracee, address: int = 0, *, frames: bool = False) -> Workshop:
     """Map a workshop into the task's process: at `address`, or where the kernel likes.
 
     The task must have been saved. The caller unmaps it.
@@ -102,15 +141,26 @@ def map_workshop(task: Tracee, address: int = 0) -> Workshop:
             flags |= mman.MAP_FIXED_NOREPLACE
         protection = mman.PROT_READ | mman.PROT_WRITE | mman.PROT_EXEC
         at = single_call(task, gadget, "mmap", address, WORKSHOP_BYTES, protection, flags, -1, 0)
-        workshop = Workshop(RemoteAddr(at), memory.release(), gadget)
+        trap_signal = _trap_signal(task) if frames else signal.SIGURG
+        workshop = Workshop(
+            RemoteAddr(at), memory.release(), gadget, trap_signal=trap_signal, frames=frames
+        )
     workshop.install()
     return workshop
+
+
+def _trap_signal(task: Tracee) -> int:
+    caught = status.read(task.pid).sig_cgt
+    for number in _TRAP_SIGNALS:
+        if not caught >> (number - 1) & 1:
+            return number
+    return _TRAP_SIGNALS[0]
 
 
 @contextlib.contextmanager
 def opened(task: Tracee) -> Iterator[Workshop]:
     """Open a workshop for the length of the block. On every way out the mapping is gone."""
-    workshop = map_workshop(task)
+    workshop = map_workshop(task, frames=True)
     try:
         yield workshop
     finally:
@@ -169,19 +219,22 @@ class Batch:
         """
         if not self._names:
             return []
-        self.born += self._task.run_until_trap(self.aimed())
+        self.enter()
+        self.born += self._task.run_until_trap(self._workshop.trap_signal, self._workshop.address + TRAP_AT)
         return self.collect()
 
-    def aimed(self) -> UserRegs:
-        """Write the calls to the workshop; return the registers with which the thread makes them."""
+    def enter(self) -> None:
+        """Write the calls to the workshop and set the thread's registers to make them when resumed."""
         base = self._workshop.address
         memory = self._workshop.memory.number
-        os.pwrite(memory, bytes(self._table) + _END, base + TABLE_AT)
+        self._workshop.write_frame(self._task)
+        end = _END.pack(-1, self._workshop.trap_signal, base + FRAME_AT)
+        os.pwrite(memory, bytes(self._table) + end, base + TABLE_AT)
         if self._data:
             os.pwrite(memory, self._data, base + DATA_AT)
         registers = self._task.registers.copy()
         registers.aim_at_interpreter(base, base + TABLE_AT)
-        return registers
+        self._task.enter(registers, self._workshop.trap_signal)
 
     def collect(self) -> list[int]:
         """Read the results after the thread has trapped. Raises as `run` does."""

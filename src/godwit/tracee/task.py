@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import signal
+from collections.abc import Callable
 from typing import Final
 
 from godwit.errors import AccessError, BusyError, InternalError, NoProcessError
@@ -19,7 +20,7 @@ ALL_SIGNALS: Final = 0xFFFFFFFFFFFFFFFF
 
 
 class Tracee:
-    """A seized thread. Between `save` and `restore` its registers and signal mask are ours to use."""
+    """A seized thread. From `save` on, injected code may run in it until `restore`."""
 
     def __init__(self, pid: Pid, tid: Tid) -> None:
         self.pid = pid
@@ -28,7 +29,7 @@ class Tracee:
         self.registers = UserRegs()
         """The registers to run on with: as found, but for what `interrupted` corrected."""
         self.signal_mask = 0
-        self._saved = False
+        self._entered = False
         self._held_signals: list[int] = []
 
     @classmethod
@@ -72,45 +73,75 @@ class Tracee:
                 pass
 
     def save(self) -> None:
-        """Note registers and mask and block every signal, so that injected code runs undisturbed."""
+        """Note registers and mask. Nothing is changed."""
         self.registers = ptrace.get_registers(self.tid)
         self.signal_mask = ptrace.get_signal_mask(self.tid)
-        ptrace.set_signal_mask(self.tid, ALL_SIGNALS)
-        self._saved = True
 
     def restore(self) -> None:
-        """Put registers and mask back."""
-        if self._saved:
-            ptrace.set_registers(self.tid, self.registers)
+        """Put registers and mask back, if injected code has run since `save`.
+
+        The mask first: should we die in between, the injected code's own way back restores both.
+        """
+        if self._entered:
             ptrace.set_signal_mask(self.tid, self.signal_mask)
-            self._saved = False
+            ptrace.set_registers(self.tid, self.registers)
+            self._entered = False
 
-    def run_until_trap(self, registers: UserRegs, *, step: bool = False) -> list[Tid]:
-        """Run injected code until it traps; return the tasks that it made (our pid namespace).
+    def replace_all(self) -> None:
+        """Give the thread the registers and the mask that stand in this object."""
+        self._entered = True
+        self.restore()
 
-        With `step`, exactly one instruction runs.
+    def enter(self, registers: UserRegs, trap_signal: int) -> None:
+        """Set the registers to injected code, with every signal blocked but the one it traps with."""
+        ptrace.set_registers(self.tid, registers)
+        if not self._entered:
+            self._entered = True
+            ptrace.set_signal_mask(self.tid, ALL_SIGNALS & ~(1 << (trap_signal - 1)))
+
+    def run_until_trap(self, trap_signal: int, trap_address: int) -> list[Tid]:
+        """Run the entered code until it signals itself at its trap; return the tasks it made.
 
         Raises:
             NoProcessError: The task died on the way.
         """
-        born: list[Tid] = []
+        return self._run(ptrace.resume, lambda stop: self._at_trap(stop, trap_signal, trap_address))
+
+    def make_call(self, registers: UserRegs) -> None:
+        """Make the one system call that the registers are aimed at, and stop at its exit.
+
+        Not by single steps: the processor's trace flag would outlive a tracer that dies.
+
+        Raises:
+            NoProcessError: The task died on the way.
+        """
+        self._entered = True
         ptrace.set_registers(self.tid, registers)
-        run = ptrace.single_step if step else ptrace.resume
-        run(self.tid)
+        for _ in ("entry", "exit"):
+            self._run(ptrace.resume_to_call, lambda stop: stop.signal == signal.SIGTRAP)
+
+    def _at_trap(self, stop: ptrace.Stop, trap_signal: int, trap_address: int) -> bool:
+        return stop.signal == trap_signal and (
+            ptrace.get_registers(self.tid).instruction_pointer == trap_address
+        )
+
+    def _run(self, resume: Callable[[Tid], None], at_end: Callable[[ptrace.Stop], bool]) -> list[Tid]:
+        born: list[Tid] = []
+        resume(self.tid)
         while True:
             stop = ptrace.wait_stop(self.tid)
             if stop.exited:
                 raise NoProcessError(f"thread {self.tid} of pid {self.pid} died while frozen")
-            if stop.event == 0 and stop.signal == signal.SIGTRAP:
-                return born
             if stop.event in (ptrace.PTRACE_EVENT_FORK, ptrace.PTRACE_EVENT_VFORK, ptrace.PTRACE_EVENT_CLONE):
                 born.append(Tid(ptrace.event_message(self.tid)))
             elif stop.event == 0:
-                # Only SIGSTOP passes a full mask; it is raised again when the task is let go.
+                if at_end(stop):
+                    return born
+                # What passes the mask from outside is raised again when the task is let go.
                 self._held_signals.append(stop.signal)
             elif stop.event != ptrace.PTRACE_EVENT_STOP:
                 raise InternalError(f"thread {self.tid}: unexpected ptrace event {stop.event}")
-            run(self.tid)
+            resume(self.tid)
 
     def detach(self) -> None:
         """Restore what `save` noted and let the thread go. A thread that is gone is no error."""

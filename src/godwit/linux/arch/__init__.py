@@ -20,11 +20,14 @@ from godwit.linux.arch.x86_64 import (
     INTERPRETER,
     MACHINE,
     NR,
+    SIGNAL_FRAME_LIMIT_BYTES,
     SYSCALL_INSTRUCTION,
+    TRAP_AT,
     USER_SPACE_END,
     UserRegs,
     pause_loop,
     pod_init,
+    signal_frame,
 )
 
 __all__ = [
@@ -32,9 +35,12 @@ __all__ = [
     "INTERPRETER",
     "MACHINE",
     "NR",
+    "SIGNAL_FRAME_LIMIT_BYTES",
     "SYSCALL_INSTRUCTION",
+    "TRAP_AT",
     "USER_SPACE_END",
     "UserRegs",
     "pause_loop",
     "pod_init",
+    "signal_frame",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import struct
 from typing import Final
 
 MACHINE: Final = "x86_64"
@@ -25,9 +26,67 @@ INTERPRETER: Final = bytes.fromhex(
     "48894338"  # mov [rbx+56], rax
     "4883c340"  # add rbx, 64
     "ebd3"  # jmp next
-    "cc"  # done: int3
+    "b827000000"  # done: mov eax, 39 (getpid)
+    "0f05"  # syscall
+    "89c7"  # mov edi, eax
+    "b8ba000000"  # mov eax, 186 (gettid)
+    "0f05"  # syscall
+    "89c6"  # mov esi, eax
+    "8b5308"  # mov edx, [rbx+8]
+    "b8ea000000"  # mov eax, 234 (tgkill)
+    "0f05"  # syscall
+    "488b6310"  # trap: mov rsp, [rbx+16]
+    "b80f000000"  # mov eax, 15 (rt_sigreturn)
+    "0f05"  # syscall
+    "0f0b"  # ud2
 )
-"""Makes every call of a table at rbx that ends in number -1, then stops with SIGTRAP."""
+"""Makes every call of a table at rbx that ends in number -1, then signals itself and comes to `trap`.
+
+The signal, at +8 of the last entry, is one that the program ignores, so only a tracer notices it. With
+no tracer left the thread goes on to what it was about, from the signal frame whose address is at +16.
+"""
+
+TRAP_AT: Final = INTERPRETER.index(bytes.fromhex("488b6310"))
+"""Where the thread is when the tracer hears of the signal."""
+
+_UC_FP_XSTATE: Final = 1
+_UC_SIGCONTEXT_SS: Final = 2
+_UC_STRICT_RESTORE_SS: Final = 4
+_NO_SUCH_STACK_MODE: Final = 0x40
+_FP_XSTATE_MAGIC1: Final = 0x46505853
+_FP_XSTATE_MAGIC2: Final = 0x46505845
+_SW_BYTES_AT: Final = 464
+_SW_BYTES: Final = struct.Struct("<IIQI28x")
+_UCONTEXT: Final = struct.Struct("<QQQixxxxQ18Q4H5Q64xQ")
+_FPSTATE_AT: Final = 512
+SIGNAL_FRAME_LIMIT_BYTES: Final = 16384
+
+
+def signal_frame(address: int, registers: UserRegs, mask: int, xstate: bytes) -> bytes:
+    """Return what rt_sigreturn(2) restores a thread from, when rsp is `address` (64-byte aligned).
+
+    <asm/sigcontext.h>, <asm/ucontext.h>. The signal stack stays as it is: its mode here is none.
+    """
+    r = registers
+    general = (r.r8, r.r9, r.r10, r.r11, r.r12, r.r13, r.r14, r.r15, r.rdi, r.rsi, r.rbp, r.rbx)
+    general += (r.rdx, r.rax, r.rcx, r.rsp, r.rip, r.eflags)
+    flags = _UC_FP_XSTATE | _UC_SIGCONTEXT_SS | _UC_STRICT_RESTORE_SS
+    context = _UCONTEXT.pack(
+        *(flags, 0, 0, _NO_SUCH_STACK_MODE, 0),
+        *general,
+        *(r.cs & 0xFFFF, 0, 0, r.ss & 0xFFFF),
+        *(0, 0, 0, 0, address + _FPSTATE_AT),
+        mask,
+    )
+    state = bytearray(xstate)
+    features = struct.unpack_from("<Q", state, _SW_BYTES_AT)[0]
+    size = len(state)
+    _SW_BYTES.pack_into(state, _SW_BYTES_AT, _FP_XSTATE_MAGIC1, size + 4, features, size)
+    return context.ljust(_FPSTATE_AT, b"\0") + bytes(state) + struct.pack("<I", _FP_XSTATE_MAGIC2)
+
+
+# ERESTARTSYS, ERESTARTNOINTR, ERESTARTNOHAND, ERESTART_RESTARTBLOCK
+_RESTARTS: Final = (-512, -513, -514, -516)
 
 
 class UserRegs(ctypes.Structure):
@@ -92,6 +151,11 @@ class UserRegs(ctypes.Structure):
         self.rax = number
         self.rip -= len(SYSCALL_INSTRUCTION)
         self.orig_rax = 0xFFFFFFFFFFFFFFFF
+
+    def restart_if_interrupted(self) -> None:
+        """Make an interrupted call anew where the kernel would have: for a way back without it."""
+        if self.call_number >= 0 and self.result in _RESTARTS:
+            self.restart_call(self.call_number)
 
     def finish_call(self, result: int) -> None:
         """Set the registers as they are after the interrupted call returned `result`."""

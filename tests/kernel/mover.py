@@ -1,0 +1,116 @@
+"""Both ends of a move as processes that a test can kill: `serve`, `migrate PID HOST`, `recover`.
+
+What came of it is one line of JSON.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from godwit import api
+from godwit.errors import GodwitError, MigrationError
+from godwit.migrate import faults, source, transport
+from godwit.migrate.channel import Channel
+from godwit.types import Pid
+from godwit.wire.frames import FrameKind
+
+
+class _Line(Channel):
+    """A channel that ends at one frame: before it has been sent, or after."""
+
+    kind = FrameKind.GO
+    after = False
+    act: Callable[[], None] = staticmethod(lambda: None)
+
+    def send(self, kind: FrameKind, *parts: bytes | bytearray | memoryview) -> None:
+        if kind is not self.kind:
+            super().send(kind, *parts)
+            return
+        if self.after:
+            super().send(kind, *parts)
+        self.act()
+        self.close()
+        if not self.after:
+            raise ConnectionResetError("the line was cut")
+
+
+def _describe(error: GodwitError) -> dict[str, str | int]:
+    return {
+        "class": type(error).__name__,
+        "status": error.exit_status,
+        "line": error.line(),
+        "survivor": error.survivor.value if isinstance(error, MigrationError) else "",
+    }
+
+
+def _connector(host: str, words: list[str]) -> Callable[[], Channel]:
+    """Connect as always; with `cut FRAME before|after`, the first line ends there."""
+    made = []
+
+    def connect() -> Channel:
+        channel = transport.connect(host, None)
+        made.append(channel)
+        if words[:1] in (["cut"], ["crash"]) and len(made) == 1:
+            line = _Line(channel._pipe)
+            line.kind, line.after = FrameKind[words[1]], words[2] == "after"
+            if words[0] == "crash":
+                line.act = lambda: _crash_both(int(words[3]))
+            return line
+        return channel
+
+    return connect
+
+
+def _crash_both(server: int) -> None:
+    """Kill everything that works for the destination, then all of ours: the power fails."""
+    for pid in Path(f"/proc/{server}/task/{server}/children").read_text().split():
+        os.killpg(int(pid), signal.SIGKILL)
+    os.killpg(0, signal.SIGKILL)
+
+
+def _die_in_group(step: str) -> None:
+    def at(role: str, reached: str) -> None:
+        if (role, reached) == ("source", step):
+            os.killpg(0, signal.SIGKILL)
+
+    faults.at = at
+
+
+def _migrate(pid: str, host: str, *words: str) -> int:
+    if words[:1] == ("group",):
+        _die_in_group(words[1])
+    try:
+        report = source.migrate(
+            Pid(int(pid)),
+            host,
+            _connector(host, list(words)),
+            timeout_s=None,
+            progress=lambda event: None,
+        )
+    except GodwitError as error:
+        print(json.dumps({"error": _describe(error)}))
+        return error.exit_status
+    print(json.dumps({"report": dataclasses.asdict(report)}))
+    return 0
+
+
+def _serve() -> int:
+    certs = Path(os.environ["GODWIT_CERTS"])
+    api.serve_tls("127.0.0.1:0", certs, ready=lambda address: print(address, flush=True))
+    return 0
+
+
+def _recover() -> int:
+    print(json.dumps([dataclasses.asdict(each) for each in api.recover()]))
+    return 0
+
+
+if __name__ == "__main__":
+    verbs: dict[str, Callable[..., int]] = {"serve": _serve, "migrate": _migrate, "recover": _recover}
+    sys.exit(verbs[sys.argv[1]](*sys.argv[2:]))
