@@ -1,4 +1,4 @@
-"""Both ends of a move as processes that a test can kill: `serve`, `migrate PID HOST`, `recover`.
+"""Both ends of a move as processes that a test can kill: `serve`, `migrate PID HOST`, `recover`, `restore DIR`.
 
 What came of it is one line of JSON.
 """
@@ -106,11 +106,25 @@ def _serve() -> int:
     return 0
 
 
+def _restore(directory: str) -> int:
+    try:
+        api.restore(Path(directory), pod=True)
+    except GodwitError as error:
+        print(json.dumps({"error": _describe(error)}))
+        return error.exit_status
+    return 0
+
+
 def _recover() -> int:
     print(json.dumps([dataclasses.asdict(each) for each in api.recover()]))
     return 0
 
 
 if __name__ == "__main__":
-    verbs: dict[str, Callable[..., int]] = {"serve": _serve, "migrate": _migrate, "recover": _recover}
+    verbs: dict[str, Callable[..., int]] = {
+        "serve": _serve,
+        "migrate": _migrate,
+        "recover": _recover,
+        "restore": _restore,
+    }
     sys.exit(verbs[sys.argv[1]](*sys.argv[2:]))

@@ -20,9 +20,6 @@ from tests.kernel.counting import Counting, Machine, Outcome, Pair, Server
 
 pytestmark = [requires("root", "command:cc")]
 
-# From here on a dead source has written its decision; only the destination knows what became of it.
-COMMITTED_STEPS = SOURCE_STEPS[SOURCE_STEPS.index("committed") :]
-GO_SENT_STEPS = SOURCE_STEPS[SOURCE_STEPS.index("gone") :]
 RANDOM_KILLS = 30
 
 
@@ -109,8 +106,11 @@ def test_an_undisturbed_move_leaves_one_copy(counter: Counting, pair: Pair, befo
         expect_one(counter, pair, server, before, "destination")
 
 
-def expected_of_dead_source(step: str) -> str:
-    return "destination" if step in GO_SENT_STEPS else "source"
+def expected_of_dead_source(step: str) -> set[str]:
+    """GO on the wire may lose against the question what became of it: then the source has it."""
+    if step == "killed":
+        return {"destination"}
+    return {"source", "destination"} if step == "gone" else {"source"}
 
 
 @pytest.mark.parametrize("step", SOURCE_STEPS)
@@ -122,7 +122,7 @@ def test_a_source_killed_at_any_step_leaves_one_copy(
         assert outcome.error is not None
         assert outcome.error["class"] == "MigrationError"
         assert outcome.status == 9
-        assert outcome.survivor == expected_of_dead_source(step), outcome.error["line"]
+        assert outcome.survivor in expected_of_dead_source(step), outcome.error["line"]
         expect_one(counter, pair, server, before, outcome.survivor)
 
 
@@ -151,7 +151,9 @@ def test_the_whole_group_of_the_source_killed_is_settled_by_recover(
         assert outcome.status == -signal.SIGKILL
         server.wait_until_idle()
         pair.source.recover()
-        expect_one(counter, pair, server, before, expected_of_dead_source(step))
+        survivor = where(counter, counter.only_copy())
+        assert survivor in expected_of_dead_source(step)
+        expect_one(counter, pair, server, before, survivor)
 
 
 CUTS = [

@@ -177,6 +177,7 @@ class Builder:
             # The leader last: a change of user in any thread clears what it restores for the process.
             for thread in reversed(process.threads):
                 finish.thread(stub, process, thread, self.clock_shift_ns)
+            finish.notes(stub, process)
             if process.identity.pid in lockers:
                 self._held.append(stub)
             else:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,8 +17,7 @@ from godwit.engine.view import MemoryObject, ProcessView, TreeView, map_file, ob
 from godwit.errors import InternalError, UnsupportedStateError
 from godwit.linux import mem, pagemap
 from godwit.linux.mman import PROT_WRITE
-from godwit.procfs import cpuinfo, fdinfo, timers
-from godwit.procfs.maps import Mapping
+from godwit.procfs import cpuinfo, fdinfo, maps, timers
 from godwit.procfs.source import read_bytes
 from godwit.resources import (
     credentials,
@@ -29,6 +28,7 @@ from godwit.resources import (
     registry,
     regular,
     signals,
+    sleepnotes,
     thread,
 )
 from godwit.resources import timers as timers_resource
@@ -40,6 +40,7 @@ from godwit.resources.outline import DemandEntry, OutlineEntry, SpaceEntry
 from godwit.resources.pathfile import PathFileEntry
 from godwit.resources.process import IdentityEntry, MachineEntry, ProcessEntry, ProcessState, TreeEntry
 from godwit.tracee import calls
+from godwit.resources.thread import SchedulerClocks, SleepClock
 from godwit.types import PAGE_SIZE, OwnedFd, Pid
 
 
@@ -204,13 +205,16 @@ def capture(frozen: FrozenTree, view: TreeView, machine_entry: MachineEntry) -> 
     stopped = frozenset(task.pid for task in frozen.threads() if task.group_stopped)
     states = identities(view, stopped)
     sources: list[PageSource] = []
+    shift_ns = clocks.seen_by(view.root.pid)[0] - time.monotonic_ns()
+    schedulers = SchedulerClocks()
     with contextlib.ExitStack() as on_failure:
         on_failure.callback(lambda: [source.descriptor.close() for source in sources])
         processes: list[ProcessEntry] = []
         for process, identity in zip(view.processes, states, strict=True):
             if process.zombie:
                 continue
-            entry = _process(frozen, process, identity, paths, inner, view, machine_entry.monotonic_ns)
+            sleep_clock = SleepClock(schedulers, shift_ns, _sleep_notes(process))
+            entry = _process(frozen, process, identity, paths, inner, view, sleep_clock)
             sources.append(_process_pages(process, entry, len(processes)))
             processes.append(entry)
         found = [_object(item) for item in view.objects.values()]
@@ -236,7 +240,7 @@ def _process(
     paths: _PathTable,
     inner: dict[int, int],
     view: TreeView,
-    monotonic_ns: int,
+    sleep_clock: SleepClock,
 ) -> ProcessEntry:
     pid = process.pid
     leader = frozen.leader(pid)
@@ -256,7 +260,7 @@ def _process(
         for tid, task in frozen.tracees[pid].items():
             own = workshop.batch(task)
             answer = thread.collect(
-                task, inner[tid], own, workshop.memory, frozen.reposes[tid], monotonic_ns
+                task, inner[tid], own, workshop.memory, frozen.reposes[tid], sleep_clock
             )
             own.run()
             threads.append(answer())
@@ -283,6 +287,28 @@ def _process(
             threads=tuple(threads),
             descriptors=_descriptors(process, view),
         )
+
+
+def _sleep_notes(process: ProcessView) -> Mapping[int, sleepnotes.Note]:
+    notes: dict[int, sleepnotes.Note] = {}
+    for mapping in _note_mappings(process):
+        with mem.open_memory(process.pid) as memory_fd:
+            content = os.pread(memory_fd.number, mapping.length_bytes, mapping.start)
+        notes |= sleepnotes.parse(content) or {}
+    return notes
+
+
+def _note_mappings(process: ProcessView) -> list[maps.Mapping]:
+    """Return the mappings that a restore left notes in: they are ours, not the program's."""
+    found = [mapping for mapping in process.mappings if sleepnotes.may_hold(mapping)]
+    if not found:
+        return []
+    with mem.open_memory(process.pid) as memory_fd:
+        return [
+            mapping
+            for mapping in found
+            if sleepnotes.parse(os.pread(memory_fd.number, PAGE_SIZE, mapping.start)) is not None
+        ]
 
 
 def _links(pid: Pid, paths: _PathTable) -> tuple[int, int, int]:
@@ -324,8 +350,9 @@ def _vmas(
 ) -> tuple[tuple[VmaEntry, ...], bytes]:
     vmas: list[VmaEntry] = []
     vdso = b""
+    ours = {mapping.start for mapping in _note_mappings(process)}
     for mapping in process.mappings:
-        if mapping.path == "[vsyscall]":
+        if mapping.path == "[vsyscall]" or mapping.start in ours:
             continue
         if mapping.path == "[vdso]":
             vdso = os.pread(memory_fd.number, mapping.length_bytes, mapping.start)
@@ -340,7 +367,7 @@ def _vmas(
     return tuple(vmas), vdso
 
 
-def _written(mapping: Mapping) -> bool:
+def _written(mapping: maps.Mapping) -> bool:
     return mapping.shared and "mw" in mapping.flags
 
 

@@ -11,10 +11,10 @@ from typing import Final
 from godwit.engine.family import Family
 from godwit.engine.stub import Stub
 from godwit.errors import DestinationError, ImageError
-from godwit.linux import ptrace
+from godwit.linux import mman, ptrace
 from godwit.linux.arch import UserRegs
 from godwit.procfs import stat, status
-from godwit.resources import credentials, fdtable, interrupted, limits, memory, signals, timers
+from godwit.resources import credentials, fdtable, interrupted, limits, memory, signals, sleepnotes, timers
 from godwit.resources import thread as thread_resource
 from godwit.resources.fdtable import DescriptorEntry
 from godwit.resources.process import ProcessEntry, TreeEntry
@@ -209,6 +209,28 @@ def _fell_asleep(stub: Stub, task: Tracee, call: str) -> bool:
             ptrace.resume(task.tid)
         os.sched_yield()
     raise DestinationError(f"thread {task.tid} does not fall asleep in {call} again")
+
+
+def notes(stub: Stub, entry: ProcessEntry) -> None:
+    """Leave notes about the sleeps that go on, for the next move."""
+    found: list[sleepnotes.Note] = []
+    for own in entry.threads:
+        if own.sleep is None or own.sleep.deadline_ns is None or own.tid in stub.ended_sleeps:
+            continue
+        regs = UserRegs.from_buffer_copy(own.registers)
+        place = (regs.instruction_pointer, regs.stack_pointer)
+        found.append(sleepnotes.Note(own.tid, own.sleep.call, *place, own.sleep.deadline_ns))
+    content = sleepnotes.pack(found)
+    if not found or len(content) > sleepnotes.LIMIT_BYTES:
+        return
+    flags = mman.MAP_PRIVATE | mman.MAP_ANONYMOUS
+    at = stub.call("mmap", 0, len(content), mman.PROT_READ, flags, -1, 0)
+    os.pwrite(stub.workshop.memory.number, content, at)
+    batch = stub.batch()
+    name = batch.data(sleepnotes.VMA_NAME + b"\0")
+    arguments = (mman.PR_SET_VMA, mman.PR_SET_VMA_ANON_NAME, at, len(content), name)
+    batch.add("prctl", *arguments, may_fail=True)
+    batch.run()
 
 
 def registers(stub: Stub, entry: ProcessEntry) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import select
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Final
 
 from godwit.engine import view as views
 from godwit.engine.capture import identities
@@ -17,6 +19,11 @@ from godwit.procfs.maps import Mapping
 from godwit.resources import memory, registry
 from godwit.resources.base import Disposition, Finding
 from godwit.types import Pid, Tid
+
+
+# A holding that cannot be carried is refused when it is seen at so many looks.
+LOOKS: Final = 8
+PAUSE_S: Final = 0.013
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,6 +116,23 @@ def plan(tree: TreeView) -> Plan:
     for file in tree.files:
         findings.append(registry.kind_of(file).inspect(file, tree))
     return Plan(pid=tree.root.pid, comm=tree.root.stat.comm, findings=tuple(findings))
+
+
+def movable(pid: Pid, memory_: views.Memory) -> Plan:
+    """Plan a move of a running tree that nothing stands in the way of.
+
+    A program may hold for a moment what cannot be carried, so it is looked at some times.
+
+    Raises:
+        RefusedError: Something stood in the way at every look.
+    """
+    for tries_left in reversed(range(LOOKS)):
+        _, found = views.settled(pid, memory_, plan)
+        if found.movable or not tries_left:
+            break
+        select.select([], [], [], PAUSE_S)
+    found.obey()
+    return found
 
 
 def plan_frozen(tree: TreeView) -> Plan:

@@ -131,9 +131,17 @@ class TreeView:
         if entry is None:
             flags = os.O_RDONLY | os.O_NOCTTY if content else os.O_PATH
             with OwnedFd(os.open(proc_path, flags | os.O_CLOEXEC)) as fd:
-                entry = pathfile.describe(fd.number, path, content=content)
+                entry = pathfile.describe(fd.number, path, content=content, root=_root_of(proc_path))
             self.memory.path_files[key] = entry
         return entry
+
+
+def _root_of(proc_path: str) -> str:
+    """Return where, in our view, the paths of the process begin whose link this is."""
+    _, proc, pid, *_ = proc_path.split("/")
+    root = f"/{proc}/{pid}/root"
+    # In a changed root, the paths that links show do not begin there.
+    return root if os.readlink(root) == "/" else ""
 
 
 def settled(root: Pid, memory: Memory, and_then: Callable[[TreeView], Result]) -> tuple[TreeView, Result]:

@@ -54,7 +54,7 @@ class Moment:
     towards: str | None = None  # where it is flying to
     pid: int = 0  # as the node sees it
     line: int = 0  # the last one in the log
-    hops: list[Hop] = field(default_factory=list)
+    hops: list[Hop] = field(default_factory=list[Hop])
 
 
 Watch = Callable[[Moment], None]

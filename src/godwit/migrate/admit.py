@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import select
+import time
 from collections.abc import Iterator
 from typing import Final
 
@@ -11,12 +13,13 @@ import xxhash
 from godwit.errors import ImageError, Refusal
 from godwit.linux.arch import MACHINE
 from godwit.migrate.entries import HeaderEntry
-from godwit.procfs import cpuinfo, maps, status
+from godwit.procfs import cpuinfo, maps, stat, status
 from godwit.resources import limits, memory, pathfile, regular
 from godwit.resources.outline import DemandEntry, OutlineEntry
 from godwit.types import PAGE_SIZE, Pid
 
 CAP_SYS_RESOURCE: Final = 24
+_REAPED_WITHIN_S: Final = 2.0
 
 # What a program may have found with CPUID and chosen code for. Flags that only the kernel uses differ
 # between machines without harm.
@@ -99,7 +102,7 @@ def refusals(
         if found is not None:
             yield found
     for entry in demand.files:
-        found = regular.check(entry)
+        found = regular.check(entry, running=True)
         if found is not None:
             yield found
     yield from _resource_refusals(header, demand)
@@ -170,9 +173,8 @@ def _read_proc(name: str) -> str:
 
 
 def _pid_refusals(shape: OutlineEntry) -> Iterator[Refusal]:
-    taken = [
-        tid for identity in shape.identities for tid in identity.tids if os.path.exists(f"/proc/{tid}")
-    ]
+    tids = [tid for identity in shape.identities for tid in identity.tids]
+    taken = [tid for tid in tids if not _free_soon(tid)]
     if taken:
         yield Refusal(
             what=f"pid {taken[0]}",
@@ -180,3 +182,16 @@ def _pid_refusals(shape: OutlineEntry) -> Iterator[Refusal]:
             why="a process has it already" if len(taken) == 1 else f"it and {len(taken) - 1} more are taken",
             remedy="restore with --pod, which has pids of its own",
         )
+
+
+def _free_soon(tid: int) -> bool:
+    """Tell whether a pid is free; one that has ended is given a moment to be reaped."""
+    deadline = time.monotonic() + _REAPED_WITHIN_S
+    while os.path.exists(f"/proc/{tid}"):
+        try:
+            if stat.read(Pid(tid)).state not in "ZX" or time.monotonic() > deadline:
+                return False
+        except ProcessLookupError:
+            continue
+        select.select([], [], [], 0.005)
+    return True

@@ -10,7 +10,7 @@ import contextlib
 import os
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -18,6 +18,7 @@ import godwit
 from godwit.engine import capture, clocks, freeze, plan, view
 from godwit.engine.freeze import FrozenTree
 from godwit.engine.plan import Plan
+from godwit.engine.view import TreeView
 from godwit.errors import (
     GodwitError,
     ImageError,
@@ -193,8 +194,7 @@ def _open(move: _Move) -> Channel:
 
 def _converse(move: _Move, channel: Channel) -> Report:
     plan.check_target(move.pid)
-    _, found = view.settled(move.pid, move.memory, plan.plan)
-    found.obey()
+    plan.movable(move.pid, move.memory)
     faults.at(ROLE, "planned")
     _prepare(move, channel)
     faults.at(ROLE, "prepared")
@@ -202,12 +202,8 @@ def _converse(move: _Move, channel: Channel) -> Report:
     move.watch.lap("prepare")
     move.tell("freeze")
     with freeze.beside(Tid(move.pid)):
-        move.frozen_at = time.monotonic()
-        frozen = freeze.freeze(move.pid)
-        try:
-            return _move_frozen(move, channel, frozen)
-        finally:
-            frozen.thaw()
+        with _frozen(move) as (frozen, tree):
+            return _move_frozen(move, channel, frozen, tree)
 
 
 def _prepare(move: _Move, channel: Channel) -> None:
@@ -247,10 +243,28 @@ def _expect(channel: Channel, *kinds: FrameKind) -> tuple[FrameKind, memoryview]
     return kind, payload
 
 
-def _move_frozen(move: _Move, channel: Channel, frozen: FrozenTree) -> Report:
-    faults.at(ROLE, "frozen")
-    tree = view.look(move.pid, move.memory)
-    plan.plan_frozen(tree).obey()
+@contextlib.contextmanager
+def _frozen(move: _Move) -> Iterator[tuple[FrozenTree, TreeView]]:
+    """Freeze the tree in a state that can be carried; thaw it at the end of the block.
+
+    What it opened since it was looked at may be in the way, and often is for a moment only.
+    """
+    for tries_left in reversed(range(plan.LOOKS)):
+        move.frozen_at = time.monotonic()
+        with freeze.frozen(move.pid) as frozen:
+            faults.at(ROLE, "frozen")
+            tree = view.look(move.pid, move.memory)
+            found = plan.plan_frozen(tree)
+            if found.movable:
+                yield frozen, tree
+                return
+        if not tries_left:
+            found.obey()
+        move.line.wait(plan.PAUSE_S)
+        move.check()
+
+
+def _move_frozen(move: _Move, channel: Channel, frozen: FrozenTree, tree: TreeView) -> Report:
     machine = capture.machine(tree)
     captured = capture.capture(frozen, tree, machine)
     faults.at(ROLE, "captured")

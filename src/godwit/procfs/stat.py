@@ -38,6 +38,7 @@ class TaskStat:
     end_code: int
     start_stack: int
     exit_signal: int
+    processor: int  # the CPU it last ran on
     rt_priority: int
     policy: int  # SCHED_*
     start_data: int
@@ -74,6 +75,7 @@ _FIELDS = {
     "end_code": 27,
     "start_stack": 28,
     "exit_signal": 38,
+    "processor": 39,
     "rt_priority": 40,
     "policy": 41,
     "start_data": 45,

@@ -31,7 +31,10 @@ _NEVER_RESTARTED: Final = frozenset(
     ).split()
 )
 _BY_WAIT_CHANNEL: Final = {
+    # The compiler leaves no frame of the sleeps' own, and one of each other call.
+    "do_syscall_64": "clock_nanosleep",
     "hrtimer_nanosleep": "clock_nanosleep",
+    "hrtimer_nanosleep_restart": "clock_nanosleep",
     "do_nanosleep": "clock_nanosleep",
     "do_sys_poll": "poll",
     "do_poll": "poll",
@@ -79,10 +82,15 @@ def call_of(registers: UserRegs, wait_channel: str) -> str | None:
     if number != NR["restart_syscall"]:
         names = ("nanosleep", "clock_nanosleep", "poll", "futex")
         return next((name for name in names if NR[name] == number), None)
-    name = _BY_WAIT_CHANNEL.get(wait_channel)
+    name = _BY_WAIT_CHANNEL.get(wait_channel.partition(".")[0])
     if name == "clock_nanosleep" and not _looks_like_clock(registers):
         return "nanosleep"
     return name
+
+
+def is_restarted(registers: UserRegs) -> bool:
+    """Tell whether the task sleeps in restart_syscall(2), and so was interrupted before."""
+    return registers.call_number == NR["restart_syscall"]
 
 
 def _looks_like_clock(registers: UserRegs) -> bool:

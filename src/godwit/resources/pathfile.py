@@ -36,16 +36,23 @@ class PathFileEntry:
     mtime_ns: int
     inode: int
     birth_ns: int  # 0: unknown
+    parent_inode: int = 0  # of the directory that holds the name; 0: unknown
+    parent_birth_ns: int = 0
     build_id: bytes = b""
     digest: bytes = b""  # xxh3_128 of the content; empty where too large or not read
 
 
-def describe(fd: Fd, path: bytes, *, content: bool) -> PathFileEntry:
-    """Describe an open file (an O_PATH descriptor does). With `content`, note what tells equal files.
+def describe(fd: Fd, path: bytes, *, content: bool, root: str = "") -> PathFileEntry:
+    """Describe an open file (an O_PATH descriptor does).
 
-    Reading needs a descriptor that can be read; content is left out for other than regular files.
+    Args:
+        fd: Of the file. To note its content it must be readable.
+        path: Its name, absolute.
+        content: Note what tells equal files; nothing is noted of other than regular files.
+        root: Where, as we see it, the name begins.
     """
     status = os.fstat(fd)
+    parent_inode, parent_birth_ns = _parent(root, path)
     build_id, digest = b"", b""
     if content and stat.S_ISREG(status.st_mode):
         build_id = elf.build_id(os.pread(fd, _HEAD_BYTES, 0)) or b""
@@ -60,9 +67,31 @@ def describe(fd: Fd, path: bytes, *, content: bool) -> PathFileEntry:
         mtime_ns=status.st_mtime_ns,
         inode=status.st_ino,
         birth_ns=birth_ns(fd),
+        parent_inode=parent_inode,
+        parent_birth_ns=parent_birth_ns,
         build_id=build_id,
         digest=digest,
     )
+
+
+def _parent(root: str, path: bytes) -> tuple[int, int]:
+    """Identify the directory that holds the name; zeroes where it cannot be reached."""
+    flags = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
+    try:
+        with OwnedFd(os.open(os.fsencode(root) + os.path.dirname(path), flags)) as fd:
+            return os.fstat(fd.number).st_ino, birth_ns(fd.number)
+    except OSError:
+        return 0, 0
+
+
+def _in_shared_directory(entry: PathFileEntry) -> bool:
+    """Tell whether the directory here is the very one that holds the name at the source.
+
+    What is in its place by now is then no other machine's file, but what the program, still running,
+    has made of it since: to be looked at again once it is frozen.
+    """
+    here = _parent("", entry.path)
+    return bool(entry.parent_birth_ns) and here == (entry.parent_inode, entry.parent_birth_ns)
 
 
 def _digest(fd: Fd) -> bytes:
@@ -83,14 +112,18 @@ def same_file(entry: PathFileEntry, status: os.stat_result, born_ns: int) -> boo
     return status.st_size == entry.size_bytes and status.st_mtime_ns == entry.mtime_ns
 
 
-def find(entry: PathFileEntry, *, written: bool, what: str) -> Refusal | None:
+def find(entry: PathFileEntry, *, written: bool, what: str, running: bool = False) -> Refusal | None:
     """Check that this machine has the file; return the refusal, or None.
 
     Args:
         entry: As the source saw it.
         written: The program writes to it: nothing but the very file will do.
         what: For the message: "mapped file", "open file".
+        running: The program still runs: a file in a directory that both share may change until the
+            freeze, and is not refused now.
     """
+    if running and _in_shared_directory(entry):
+        return None
     name = os.fsdecode(entry.path)
 
     def refuse(why: str, remedy: str) -> Refusal:

@@ -14,7 +14,7 @@ import stat
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from godwit.errors import ImageError
+from godwit.errors import DestinationError, ImageError
 from godwit.linux import pipe
 from godwit.resources import fifo
 from godwit.resources.base import (
@@ -197,7 +197,8 @@ def restore(entry: PipeEntry, context: RestoreContext) -> Mapping[FileId, OwnedF
         try:
             if pipe.capacity_bytes(writer.number) != entry.capacity_bytes:
                 pipe.set_capacity(writer.number, entry.capacity_bytes)
-            _fill(writer, entry)
+            if not _is_filled(reader, entry):
+                _fill(writer, entry)
             _open_ends(entry, reader, writer, made)
             _set_packet_mode(entry.ends, made)
         except BaseException:
@@ -213,6 +214,26 @@ def _check(entry: PipeEntry) -> None:
         raise ImageError(f"pipe {entry.file_ids} has ends that are neither read nor written")
     if not 0 < entry.capacity_bytes < _CAPACITY_MAX or sum(map(len, entry.unread)) > entry.capacity_bytes:
         raise ImageError(f"pipe {entry.file_ids} does not hold what is in it")
+
+
+def _is_filled(reader: OwnedFd, entry: PipeEntry) -> bool:
+    """Tell whether the content is in the pipe already.
+
+    A fifo on a file system that source and destination share within one kernel is one pipe, whose
+    content is there until the source lets go of it.
+    """
+    total = pipe.unread_bytes(reader.number) if entry.named is not None else 0
+    if total == 0:
+        return False
+    copy, rest = _copy(reader.number, total, entry.capacity_bytes)
+    with copy, rest:
+        found = _read_pieces(copy.number, total)
+    if b"".join(found) == b"".join(entry.unread):
+        return True
+    raise DestinationError(
+        f"the fifo {os.fsdecode(entry.named.path) if entry.named else ''} holds {total} bytes of somebody else",
+        remedy="empty it, or end who uses it there",
+    )
 
 
 def _fill(writer: OwnedFd, entry: PipeEntry) -> None:

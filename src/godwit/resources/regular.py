@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from godwit.errors import DestinationError, Refusal
+from godwit.errors import DestinationError, Refusal, RefusedError
 from godwit.resources import objects, pathfile
 from godwit.resources.base import Disposition, FileKind, Finding, OpenFile, RestoreContext, Tree
 from godwit.resources.pathfile import PathFileEntry
@@ -98,13 +98,16 @@ def _collect(file: OpenFile, tree: Tree) -> RegularEntry:
     return RegularEntry(file_id=file.file_id, flags=flags, offset=file.info.pos, file=entry)
 
 
-def check(entry: RegularEntry) -> Refusal | None:
-    """Check at the destination that the file can be opened again; return the refusal, or None."""
+def check(entry: RegularEntry, *, running: bool) -> Refusal | None:
+    """Check at the destination that the file can be opened again; return the refusal, or None.
+
+    `running`: the program still runs at the source, see `pathfile.find`.
+    """
     if entry.file is None:
         return None
     what = "open directory" if stat.S_ISDIR(entry.file.mode) else "open file"
     strict = entry.writable or (stat.S_ISDIR(entry.file.mode) and entry.offset > 0)
-    return pathfile.find(entry.file, written=strict, what=what)
+    return pathfile.find(entry.file, written=strict, what=what, running=running)
 
 
 def restore(entry: RegularEntry, context: RestoreContext) -> Mapping[FileId, OwnedFd]:
@@ -113,6 +116,10 @@ def restore(entry: RegularEntry, context: RestoreContext) -> Mapping[FileId, Own
     if entry.file is None:
         fd = objects.reopen(context.memory_object(entry.object_id).number, flags)
     else:
+        # It ran on after the destination was asked: the answer may be another by now.
+        refusal = check(entry, running=False) if entry.writable else None
+        if refusal is not None:
+            raise RefusedError([refusal])
         try:
             fd = OwnedFd(os.open(entry.file.path, flags | os.O_CLOEXEC | os.O_NOCTTY))
         except OSError as error:

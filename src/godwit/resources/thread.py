@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -12,9 +13,11 @@ from godwit.errors import UnsupportedStateError
 from godwit.linux import ptrace, sched
 from godwit.linux.arch import UserRegs
 from godwit.procfs import sched as proc_sched
+from godwit.procfs import stat
 from godwit.procfs.source import read_bytes
 from godwit.resources import interrupted
 from godwit.resources.interrupted import SleepEntry
+from godwit.resources.sleepnotes import Note
 from godwit.tracee.calls import Batch
 from godwit.tracee.task import Tracee
 from godwit.types import OwnedFd, Pid, Tid
@@ -69,22 +72,74 @@ class Repose:
     """What the kernel told about a sleeping thread just before it was stopped."""
 
     wait_channel: str
-    ran_ns: int | None  # when it last ran, on the scheduler's clock
-    clock_ns: int | None  # the scheduler's clock at the time of asking
+    ran_ns: int | None  # when it last ran, on the scheduler's clock of `cpu`
+    cpu: int
 
 
 def observe(pid: Pid, tid: Tid) -> Repose:
     """Look at a thread that is about to be stopped: the stop itself wipes this out."""
-    ours = Tid(os.getpid())
     return Repose(
         wait_channel=proc_sched.wchan(pid, tid),
         ran_ns=proc_sched.exec_start_ns(pid, tid),
-        clock_ns=proc_sched.exec_start_ns(Pid(ours), ours),
+        cpu=stat.read(pid, tid).processor,
     )
 
 
+class SchedulerClocks:
+    """The scheduler's clocks, one a CPU, against CLOCK_MONOTONIC.
+
+    They leave out what interrupts and the hypervisor took, and so drift apart by tens of milliseconds.
+    """
+
+    def __init__(self) -> None:
+        self._behind: dict[int, int] = {}
+
+    def monotonic_ns(self, cpu: int, reading_ns: int) -> int:
+        """Return when, on our CLOCK_MONOTONIC, the clock of `cpu` read `reading_ns`, not long ago."""
+        if cpu not in self._behind:
+            self._behind[cpu] = self._measure(cpu)
+        return reading_ns + self._behind[cpu]
+
+    def _measure(self, cpu: int) -> int:
+        us = Pid(os.getpid())
+        before = os.sched_getaffinity(0)
+        try:
+            # To be put on the CPU anew sets the reading.
+            os.sched_setaffinity(0, {cpu})
+            os.sched_yield()
+            now_ns = time.monotonic_ns()
+            reading_ns = proc_sched.exec_start_ns(us, Tid(us))
+        finally:
+            os.sched_setaffinity(0, before)
+        return now_ns - reading_ns if reading_ns is not None else 0
+
+
+@dataclass(frozen=True, slots=True)
+class SleepClock:
+    """When threads fell asleep, on the CLOCK_MONOTONIC of their process."""
+
+    schedulers: SchedulerClocks
+    shift_ns: int  # how far the process's CLOCK_MONOTONIC is ahead of ours
+    notes: Mapping[int, Note]  # of the process, by its own tid
+
+    def noted(self, tid: int, registers: UserRegs) -> Note | None:
+        """Return the note about a sleep that was begun again, unless it is over."""
+        note = self.notes.get(tid)
+        if note is None or not interrupted.is_restarted(registers) or not note.matches(registers):
+            return None
+        return note if note.deadline_ns > time.monotonic_ns() + self.shift_ns else None
+
+    def began_ns(self, repose: Repose) -> int:
+        """Return when the thread fell asleep; now, where the kernel does not tell."""
+        now_ns = time.monotonic_ns()
+        began_ns = now_ns
+        if repose.ran_ns is not None:
+            began_ns = min(now_ns, self.schedulers.monotonic_ns(repose.cpu, repose.ran_ns))
+        return began_ns + self.shift_ns
+
+
 def collect(
-    task: Tracee, inner_tid: int, batch: Batch, memory: OwnedFd, repose: Repose, monotonic_ns: int
+    task: Tracee, inner_tid: int, batch: Batch, memory: OwnedFd, repose: Repose, clock: SleepClock
 ) -> Callable[[], ThreadEntry]:
     """Queue the questions for one stopped and saved thread.
 
@@ -94,7 +149,7 @@ def collect(
         batch: Of this very thread.
         memory: /proc/PID/mem of its process.
         repose: From `observe`.
-        monotonic_ns: CLOCK_MONOTONIC as the process sees it, at the time of the stop.
+        clock: When it fell asleep.
     """
     altstack = batch.space(_ALTSTACK.size)
     batch.add("sigaltstack", 0, altstack)
@@ -106,7 +161,7 @@ def collect(
     registers = task.registers.copy()
     rseq = _collect_rseq(task, registers, memory)
     affinity = sched.get_affinity(task.tid)
-    sleep = _collect_sleep(task, registers, memory, repose, monotonic_ns)
+    sleep = _collect_sleep(task, inner_tid, registers, memory, repose, clock)
 
     def answer() -> ThreadEntry:
         return ThreadEntry(
@@ -147,10 +202,13 @@ def _collect_rseq(task: Tracee, registers: UserRegs, memory: OwnedFd) -> RseqEnt
 
 
 def _collect_sleep(
-    task: Tracee, registers: UserRegs, memory: OwnedFd, repose: Repose, monotonic_ns: int
+    task: Tracee, inner_tid: int, registers: UserRegs, memory: OwnedFd, repose: Repose, clock: SleepClock
 ) -> SleepEntry | None:
     if not interrupted.is_sleeping(registers):
         return None
+    note = clock.noted(inner_tid, registers)
+    if note is not None:
+        return SleepEntry(call=note.call, arguments=registers.arguments, deadline_ns=note.deadline_ns)
     call = interrupted.call_of(registers, repose.wait_channel)
     if call is None:
         raise UnsupportedStateError(
@@ -163,10 +221,7 @@ def _collect_sleep(
     pointer = interrupted.timeout_pointer(call, arguments)
     timespec = os.pread(memory.number, 16, pointer) if pointer else b""
     timeout_ns = interrupted.timeout_ns(call, arguments, timespec)
-    slept_ns = 0
-    if repose.ran_ns is not None and repose.clock_ns is not None:
-        slept_ns = max(0, repose.clock_ns - repose.ran_ns)
-    deadline_ns = None if timeout_ns is None else monotonic_ns + max(0, timeout_ns - slept_ns)
+    deadline_ns = None if timeout_ns is None else clock.began_ns(repose) + timeout_ns
     return SleepEntry(call=call, arguments=arguments, deadline_ns=deadline_ns)
 
 

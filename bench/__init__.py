@@ -1,0 +1,1 @@
+"""What Godwit costs, measured against the machine it runs on. `make bench`."""
