@@ -41,7 +41,9 @@ def sink(security: str, length_bytes: str) -> None:
         connection.sendall(b"b")
         left = int(length_bytes)
         while left:
-            left -= connection.recv_into(buffer[: min(left, len(buffer))]) or sys.exit("the stream ended early")
+            left -= connection.recv_into(buffer[: min(left, len(buffer))]) or sys.exit(
+                "the stream ended early"
+            )
         connection.sendall(b"e")
 
 

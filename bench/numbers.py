@@ -64,7 +64,9 @@ class Growth:
     last_each_us: float  # between the two largest: above `each_us`, it grows faster than the number
 
 
-def result(name: str, unit: str, values: Sequence[float], *, note: str = "", limit: float | None = None) -> Result:
+def result(
+    name: str, unit: str, values: Sequence[float], *, note: str = "", limit: float | None = None
+) -> Result:
     """Make a line; with `limit`, say whether the median keeps to it."""
     sample = Sample(unit=unit, values=tuple(round(value, 4) for value in values))
     target = None if limit is None else Target(limit=limit, met=sample.median <= limit)

@@ -14,6 +14,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -240,8 +241,7 @@ class Flown(Transfer):
 
     def start(self, name: str, options: Sequence[str] = ()) -> Program:
         first = self.lab.nodes[0]
-        directory = self.base / f"{name}-{len(self.programs)}"
-        directory.mkdir()
+        directory = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=self.base))
         kind = RedisRunning if name == "redis" else Running
         running = kind(WORKLOADS[name], directory, None)
         program = Program(running=running, pid=0, inner=0, node=first.name)

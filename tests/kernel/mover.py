@@ -1,4 +1,4 @@
-"""Both ends of a move as processes that a test can kill: `serve`, `migrate PID HOST`, `recover`, `restore DIR`.
+"""Both ends of a move as processes that a test can kill: `serve`, `migrate PID HOST`, `recover`, `restore DIR` and others.
 
 What came of it is one line of JSON.
 """
@@ -15,6 +15,7 @@ from pathlib import Path
 
 from godwit import api
 from godwit.errors import GodwitError, MigrationError
+from godwit.linux import abi
 from godwit.migrate import faults, source, transport
 from godwit.migrate.channel import Channel
 from godwit.types import Pid
@@ -115,6 +116,33 @@ def _restore(directory: str) -> int:
     return 0
 
 
+def _checkpoint(pid: str, directory: str, *words: str) -> int:
+    error = _checkpoint_error(int(pid), Path(directory), leave_running=words == ("leave-running",))
+    if error is None:
+        return 0
+    print(json.dumps({"error": _describe(error)}))
+    return error.exit_status
+
+
+def _checkpoint_error(pid: int, directory: Path, *, leave_running: bool) -> GodwitError | None:
+    try:
+        api.checkpoint(pid, directory, leave_running=leave_running)
+    except GodwitError as error:
+        return error
+    return None
+
+
+def _tiny(place: str, pid: str, directory: str, *words: str) -> int:
+    """Checkpoint into 64 KiB of space. Must be started in a mount namespace of its own."""
+    abi.syscall("mount", b"none\0", os.fsencode(place) + b"\0", b"tmpfs\0", 0, b"size=64k\0")
+    error = _checkpoint_error(int(pid), Path(directory), leave_running=words == ("leave-running",))
+    if error is None:
+        return 0
+    left = sorted(str(path) for path in Path(place).rglob("*"))
+    print(json.dumps({"error": _describe(error), "left": left}))
+    return error.exit_status
+
+
 def _recover() -> int:
     print(json.dumps([dataclasses.asdict(each) for each in api.recover()]))
     return 0
@@ -126,5 +154,7 @@ if __name__ == "__main__":
         "migrate": _migrate,
         "recover": _recover,
         "restore": _restore,
+        "checkpoint": _checkpoint,
+        "tiny": _tiny,
     }
     sys.exit(verbs[sys.argv[1]](*sys.argv[2:]))

@@ -44,6 +44,7 @@ class Builder:
     objects: dict[int, OwnedFd] = field(default_factory=dict)
     files: dict[FileId, OwnedFd] = field(default_factory=dict)
     _held: list[Stub] = field(default_factory=list)
+    _parked: bool = False
 
     # --- making -------------------------------------------------------------------------------
 
@@ -154,13 +155,16 @@ class Builder:
 
     # --- the rest -----------------------------------------------------------------------------
 
+    def open_files(self, tree: TreeEntry, files: Sequence[tuple[FileKind, Any]]) -> None:
+        """Make every open file and give every process its descriptors. Needs no pages yet."""
+        self._restore_files(tree, files)
+        for process in tree.processes:
+            self._install_descriptors(tree, process)
+
     def complete(self, tree: TreeEntry, files: Sequence[tuple[FileKind, Any]]) -> None:
         """Give every process everything else. Afterwards all are one call away from running."""
         assert self.family is not None
         self.tree = tree
-        self._restore_files(tree, files)
-        for process in tree.processes:
-            self._install_descriptors(tree, process)
         context = finish.Attachment(self.family, tree)
         for kind, entry in files:
             if kind.attach is not None:
@@ -208,10 +212,16 @@ class Builder:
     # --- the end ------------------------------------------------------------------------------
 
     def park(self) -> None:
-        """From now on our death leaves the processes stopped, neither dead nor running."""
+        """See to it that what we let go of stays stopped. Our death still kills it."""
         for stub in self._all_stubs():
             for task in stub.threads.values():
                 task.park()
+        self._parked = True
+
+    def outlive(self) -> None:
+        """From now on our death leaves the parked processes stopped, neither dead nor running."""
+        for stub in self._all_stubs():
+            for task in stub.threads.values():
                 ptrace.set_options(task.tid, 0)
 
     def take_locks(self) -> None:
@@ -243,14 +253,21 @@ class Builder:
         stopped = {
             identity.pid for identity in self.tree.identities if identity.state is ProcessState.STOPPED
         }
-        for stub in self._all_stubs():
-            for task in stub.threads.values():
-                task.unpark()
+        if self._parked or stopped:
+            self._bring_to_their_stops()
         for stub in self._all_stubs():
             for task in stub.threads.values():
                 with contextlib.suppress(ProcessLookupError):
                     ptrace.detach(task.tid, signal.SIGSTOP if stub.inner in stopped else 0)
         self._close()
+
+    def _bring_to_their_stops(self) -> None:
+        """Bring every thread to the delivery of its SIGSTOP, which detaching then grants or takes back."""
+        if not self._parked:
+            self.park()
+        for stub in self._all_stubs():
+            for task in stub.threads.values():
+                task.unpark()
 
     def root_pid(self) -> Pid:
         """Return the root's pid in our namespace."""

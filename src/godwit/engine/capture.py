@@ -6,7 +6,7 @@ import contextlib
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import xxhash
@@ -117,6 +117,14 @@ def _identity(process: ProcessView, inner: dict[int, int], stopped: frozenset[Pi
         wait_status=process.stat.exit_code if process.zombie else 0,
         comm=os.fsencode(process.stat.comm),
         tids=tuple(inner[tid] for tid in process.tids),
+    )
+
+
+def machine_now(before: MachineEntry, view: TreeView) -> MachineEntry:
+    """Read the clocks anew; the rest of a machine does not change."""
+    monotonic_ns, boottime_ns = clocks.seen_by(view.root.pid)
+    return replace(
+        before, realtime_ns=time.time_ns(), monotonic_ns=monotonic_ns, boottime_ns=boottime_ns
     )
 
 

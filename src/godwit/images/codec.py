@@ -26,6 +26,12 @@ def _decoder(kind: Any) -> msgspec.msgpack.Decoder[Any]:
     return msgspec.msgpack.Decoder(kind)
 
 
+def prime(*kinds: Any) -> None:
+    """Make the decoders of these types now: the first use of one costs a millisecond."""
+    for kind in kinds:
+        _decoder(kind)
+
+
 def decode(raw: bytes | bytearray | memoryview, kind: type[Entry]) -> Entry:
     """Read an entry of the given type.
 

@@ -6,6 +6,7 @@ The child sends progress and its result as length-prefixed JSON; the parent may 
 
 from __future__ import annotations
 
+import gc
 import os
 import select
 import signal
@@ -134,6 +135,9 @@ def _exactly(connection: socket.socket, length: int) -> bytes | None:
 def _become_worker(work: Callable[[Line[Any]], Any], line: Line[Any]) -> NoReturn:
     # The terminal's interrupt goes to the parent, who asks us in a place where we can stop.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # A short life: what is here stays, and no collection shall fall into a freeze.
+    gc.freeze()
+    gc.disable()
     status = 1
     try:
         line.finish(_RESULT, msgspec.json.encode(work(line)))

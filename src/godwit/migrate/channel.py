@@ -86,6 +86,10 @@ class Channel:
         self.bytes_sent = 0
         self.bytes_received = 0
 
+    def touch_buffer(self) -> None:
+        """Have the receiving buffer's memory there before it is needed."""
+        self._buffer = bytearray(bytes(len(self._buffer)))
+
     def open_stream(self) -> None:
         """Write the preamble."""
         self._write(frames.preamble())

@@ -23,6 +23,8 @@ from godwit.migrate.apart import Line
 from godwit.migrate.channel import Channel, Closed
 from godwit.migrate.entries import (
     AnswerEntry,
+    EndEntry,
+    FilesEntry,
     HeaderEntry,
     HelloEntry,
     QueryEntry,
@@ -34,6 +36,7 @@ from godwit.migrate.entries import (
 from godwit.migrate.journal import Member, Record, State
 from godwit.migrate.report import Stopwatch, silent
 from godwit.procfs import stat
+from godwit.resources import registry
 from godwit.resources.process import ProcessState, TreeEntry
 from godwit.wire.frames import FrameKind
 
@@ -69,7 +72,10 @@ def serve(channel: Channel) -> Received:
 
 def _answer(channel: Channel, query: QueryEntry) -> Received:
     state = journal.decide(query.migration, State.ABORTED)
-    channel.send(FrameKind.ANSWER, codec.encode(AnswerEntry(state=state.value)))
+    record = journal.read(query.migration, ROLE)
+    if record is not None and settle.abandoned(record):
+        settle.destination(query.migration)
+    channel.send(FrameKind.ANSWER, codec.encode(AnswerEntry(state=state)))
     return Received(migration=query.migration, pid=0)
 
 
@@ -125,6 +131,8 @@ def _build(channel: Channel, builder: Builder, header: HeaderEntry) -> None:
     )
     builder.prepare(shape)
     faults.at(ROLE, "prepared")
+    codec.prime(TreeEntry, FilesEntry, EndEntry, *(kind.entry for kind in registry.KINDS))
+    channel.touch_buffer()
     channel.send(FrameKind.VERDICT, codec.encode(VerdictEntry(refusals=())))
     watch = Stopwatch()
     tree = receiving.receive_tree(channel, builder, header, watch)
@@ -135,6 +143,7 @@ def _build(channel: Channel, builder: Builder, header: HeaderEntry) -> None:
     faults.at(ROLE, "parked")
     if journal.announce(record) is not State.READY:
         raise MigrationError("the source has given this move up", survivor=Survivor.SOURCE)
+    builder.outlive()
     faults.at(ROLE, "journalled")
     watch.lap("park")
     ready = ReadyEntry(pid=builder.root_pid(), steps=tuple(watch.steps))

@@ -18,6 +18,7 @@ from godwit.errors import (
     RequestError,
     Survivor,
 )
+from godwit.migrate.journal import State
 from godwit.resources.process import MachineEntry
 
 _CLASSES: dict[str, type[GodwitError]] = {
@@ -111,9 +112,9 @@ class QueryEntry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AnswerEntry:
-    """This: a `journal.State`."""
+    """This."""
 
-    state: str
+    state: State
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,7 +124,7 @@ class ErrorEntry:
     kind: str
     message: str
     remedy: str = ""
-    survivor: str = ""
+    survivor: Survivor | None = None
     refusals: tuple[Refusal, ...] = ()
 
 
@@ -133,7 +134,7 @@ def error_entry(error: GodwitError) -> ErrorEntry:
         kind=type(error).__name__,
         message=error.message,
         remedy=error.remedy,
-        survivor=error.survivor.value if isinstance(error, MigrationError) else "",
+        survivor=error.survivor if isinstance(error, MigrationError) else None,
         refusals=error.refusals if isinstance(error, RefusedError) else (),
     )
 
@@ -142,6 +143,6 @@ def error_from(entry: ErrorEntry) -> GodwitError:
     """Unpack an error. One of an unknown class becomes an InternalError."""
     if entry.refusals:
         return RefusedError(entry.refusals)
-    if entry.kind == "MigrationError":
-        return MigrationError(entry.message, survivor=Survivor(entry.survivor), remedy=entry.remedy)
+    if entry.survivor is not None:
+        return MigrationError(entry.message, survivor=entry.survivor, remedy=entry.remedy)
     return _CLASSES.get(entry.kind, InternalError)(entry.message, remedy=entry.remedy)

@@ -56,6 +56,10 @@ class Record:
     locks: tuple[LockEntry, ...] = ()
 
 
+# Made once: a decoder made inside the freeze costs a third of a millisecond.
+_DECODER = msgspec.json.Decoder(Record)
+
+
 def directory() -> Path:
     """Return where records lie, made if need be."""
     named = os.environ.get("GODWIT_STATE_DIR")
@@ -87,7 +91,7 @@ def _locked(path: Path) -> Iterator[int]:
 
 def _read(fd: int) -> Record | None:
     raw = os.pread(fd, 1 << 24, 0)
-    return msgspec.json.decode(raw, type=Record) if raw else None
+    return _DECODER.decode(raw) if raw else None
 
 
 def _write(fd: int, record: Record, *, durable: bool) -> None:
@@ -150,5 +154,5 @@ def every() -> tuple[Record, ...]:
     found = []
     for path in sorted(directory().glob("*.json"), key=lambda path: path.stat().st_mtime_ns):
         with contextlib.suppress(FileNotFoundError, msgspec.DecodeError):
-            found.append(msgspec.json.decode(path.read_bytes(), type=Record))
+            found.append(_DECODER.decode(path.read_bytes()))
     return tuple(found)

@@ -53,6 +53,8 @@ def serve_tls(
         ready: Called with the address once it listens.
     """
     require_root()
+    if not once:
+        signal.signal(signal.SIGCHLD, lambda number, frame: _reap())
     host, _, port = listen.rpartition(":")
     if not port.isdigit():
         raise RequestError(f"not an address to listen on: {listen!r}", remedy="say host:port")
@@ -70,13 +72,13 @@ def serve_tls(
             if once:
                 os.waitpid(child, 0)
                 return
-            _reap()
 
 
 def _serve_in_child(connection: socket.socket, certs: Path) -> None:
     try:
         os.setsid()
         signal.signal(signal.SIGINT, signal.SIG_DFL)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         serve_connection(connection, certs)
     finally:
         os._exit(0)

@@ -68,6 +68,7 @@ def receive_tree(channel: Channel, builder: Builder, header: HeaderEntry, watch:
     _, payload = channel.expect(FrameKind.FILES)
     files = read_files(payload)
     builder.prepare(outline_of(tree))
+    builder.open_files(tree, files)
     watch.lap("entries")
     pages, count = 0, 0
     while True:

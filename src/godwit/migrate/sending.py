@@ -49,12 +49,18 @@ def send_tree(channel: Channel, captured: Capture) -> None:
     channel.send(FrameKind.FILES, codec.encode(FilesEntry(files=files)))
 
 
-def send_pages(channel: Channel, captured: Capture, after_chunk: Callable[[int], None]) -> int:
+def page_buffer() -> bytearray:
+    """Return a buffer for `send_pages`, touched: a fresh one costs most at its first use."""
+    return bytearray(bytes(frames.CHUNK_BYTES))
+
+
+def send_pages(
+    channel: Channel, captured: Capture, buffer: bytearray, after_chunk: Callable[[int], None]
+) -> int:
     """Write all pages and the END frame; return how many pages there were.
 
     `after_chunk` is called with the bytes so far; what it raises ends the sending.
     """
-    buffer = bytearray(frames.CHUNK_BYTES)
     view = memoryview(buffer)
     done_bytes, count = 0, 0
     for source in captured.sources:

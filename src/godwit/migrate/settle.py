@@ -63,16 +63,14 @@ def destination(migration: str) -> Recovered:
         return Recovered(migration=migration, role="destination", outcome="nothing was built", pid=0)
     state = journal.decide(migration, State.ABORTED)
     if state is State.RUNNING:
-        for member in record.members:
-            if not member.stopped:
+        for member in _everyone(record):
+            if _stopped(member):
                 _signal(member, signal.SIGCONT)
-        if record.pod_init is not None:
-            _signal(record.pod_init, signal.SIGCONT)
         root = record.members[0] if record.members else None
         return Recovered(
             migration=migration, role="destination", outcome="runs here", pid=root.pid if root else 0
         )
-    for member in (*record.members, *((record.pod_init,) if record.pod_init else ())):
+    for member in _everyone(record):
         _signal(member, signal.SIGKILL)
     return Recovered(migration=migration, role="destination", outcome="ended here; it never ran", pid=0)
 
@@ -83,7 +81,7 @@ def ask(channel: Channel, migration: str) -> State:
     channel.send(FrameKind.QUERY, codec.encode(QueryEntry(migration=migration)))
     channel.accept_stream()
     _, payload = channel.expect(FrameKind.ANSWER)
-    return State(codec.decode(payload, AnswerEntry).state)
+    return codec.decode(payload, AnswerEntry).state
 
 
 def source(record: Record, connect: Connect) -> Recovered:
@@ -139,9 +137,7 @@ def everything(connect: Connect) -> tuple[Recovered, ...]:
     found = []
     for record in journal.every():
         if record.role == "destination":
-            if record.state is State.READY and not any(_traced(member) for member in record.members):
-                found.append(destination(record.migration))
-            elif record.state is State.RUNNING and any(_stopped(member) for member in record.members):
+            if abandoned(record):
                 found.append(destination(record.migration))
             continue
         if any(_traced(member) for member in record.members):
@@ -158,6 +154,18 @@ def everything(connect: Connect) -> tuple[Recovered, ...]:
                 )
             )
     return tuple(found)
+
+
+def abandoned(record: Record) -> bool:
+    """Tell whether a destination's record needs settling: its builder is dead, and its decision not done."""
+    living = [member for member in _everyone(record) if _alive(member)]
+    if not living or any(_traced(member) for member in living):
+        return False
+    return record.state is not State.RUNNING or any(_stopped(member) for member in living)
+
+
+def _everyone(record: Record) -> tuple[Member, ...]:
+    return record.members if record.pod_init is None else (*record.members, record.pod_init)
 
 
 def _traced(member: Member) -> bool:

@@ -11,7 +11,7 @@ import os
 import secrets
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import godwit
@@ -45,7 +45,7 @@ from godwit.procfs import stat, status
 from godwit.resources import fdtable
 from godwit.resources.base import Disposition, Finding
 from godwit.resources.outline import ClockEntry
-from godwit.resources.process import TreeEntry
+from godwit.resources.process import MachineEntry, TreeEntry
 from godwit.tracee import calls
 from godwit.tracee.task import Tracee
 from godwit.types import Pid, Tid
@@ -67,9 +67,11 @@ class _Move:
     migration: str
     watch: Stopwatch
     memory: view.Memory
+    machine: MachineEntry | None = None
     destination: str = ""
     pages: int = 0
     frozen_at: float = 0.0
+    buffer: bytearray = field(default_factory=bytearray)
 
     def tell(self, stage: str, done: int = 0, total: int = 0, message: str = "") -> None:
         self.line.progress(
@@ -198,6 +200,8 @@ def _converse(move: _Move, channel: Channel) -> Report:
     faults.at(ROLE, "planned")
     _prepare(move, channel)
     faults.at(ROLE, "prepared")
+    codec.prime(ReadyEntry, RunningEntry)
+    move.buffer = sending.page_buffer()
     move.check()
     move.watch.lap("prepare")
     move.tell("freeze")
@@ -210,6 +214,7 @@ def _prepare(move: _Move, channel: Channel) -> None:
     """Tell the destination what comes, and wait until all that can be prepared is."""
     move.tell("plan")
     tree, machine = view.settled(move.pid, move.memory, capture.machine)
+    move.machine = machine
     header = sending.header_of(tree, machine, move.migration, godwit.__version__)
     channel.open_stream()
     channel.send(FrameKind.HEADER, codec.encode(header))
@@ -265,7 +270,8 @@ def _frozen(move: _Move) -> Iterator[tuple[FrozenTree, TreeView]]:
 
 
 def _move_frozen(move: _Move, channel: Channel, frozen: FrozenTree, tree: TreeView) -> Report:
-    machine = capture.machine(tree)
+    assert move.machine is not None
+    machine = capture.machine_now(move.machine, tree)
     captured = capture.capture(frozen, tree, machine)
     faults.at(ROLE, "captured")
     move.watch.lap("capture")
@@ -281,7 +287,7 @@ def _move_frozen(move: _Move, channel: Channel, frozen: FrozenTree, tree: TreeVi
             move.tell("pages", done, max(done, total))
             move.check()
 
-        move.pages = sending.send_pages(channel, captured, after_chunk)
+        move.pages = sending.send_pages(channel, captured, move.buffer, after_chunk)
     faults.at(ROLE, "sent")
     move.watch.lap("pages")
     _, payload = _expect(channel, FrameKind.READY)
@@ -318,10 +324,12 @@ def _record(move: _Move, frozen: FrozenTree, tree: TreeEntry) -> Record:
 def _commit(move: _Move, channel: Channel, frozen: FrozenTree, tree: TreeEntry, ready: ReadyEntry) -> Report:
     move.tell("commit")
     record = _record(move, frozen, tree)
-    frozen.park()
-    faults.at(ROLE, "parked")
+    # The record first: it names whom to wake should we die while they are being parked. GO has surely
+    # not been sent by then, and the destination will say so.
     journal.write(record)
     faults.at(ROLE, "committed")
+    frozen.park()
+    faults.at(ROLE, "parked")
     try:
         _drop_locks(frozen, record)
         faults.at(ROLE, "unlocked")

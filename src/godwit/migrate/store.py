@@ -17,6 +17,7 @@ from godwit.engine import capture, clocks, freeze, plan, pod, view
 from godwit.engine.build import Builder
 from godwit.engine.freeze import FrozenTree
 from godwit.errors import (
+    AccessError,
     BusyError,
     DestinationError,
     GodwitError,
@@ -149,7 +150,7 @@ def _write_frozen(
             line.progress(ProgressEvent(stage="pages", done_bytes=done, total_bytes=total))
             line.give_up_if_cancelled()
 
-        pages = sending.send_pages(channel, captured, after_chunk)
+        pages = sending.send_pages(channel, captured, sending.page_buffer(), after_chunk)
         sent = channel.bytes_sent
     watch.lap("write")
     return Report(
@@ -232,7 +233,7 @@ def restore(directory: Path, *, pod: bool, progress: Progress) -> Restored:
         BusyError: A pid is taken.
         RefusedError, DestinationError: This machine lacks something. Nothing is left.
     """
-    if not (directory / STREAM_NAME).exists():
+    if not (directory / STREAM_NAME).is_file():
         raise RequestError(
             f"{directory} holds no image",
             remedy=f"name a directory that has a {STREAM_NAME}, made by godwit checkpoint",
@@ -267,7 +268,11 @@ def _restore(directory: Path, progress: Progress, *, in_pod: bool, status_fd: Fd
     watch = Stopwatch()
     progress(ProgressEvent(stage="inspect"))
     path = directory / STREAM_NAME
-    with OwnedFd(os.open(path, os.O_RDONLY | os.O_CLOEXEC)) as fd:
+    try:
+        opened = OwnedFd(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
+    except OSError as error:
+        raise AccessError(f"cannot read {path}: {error.strerror}", remedy="run as its owner") from error
+    with opened as fd:
         channel = Channel(FdPipe(fd.number, -1))
         try:
             header = _open_image(channel)
@@ -314,7 +319,6 @@ def _rebuild(
         init = builder.init_pid()
         if in_pod:
             pod.complete_init(builder)
-        builder.park()
         builder.take_locks()
     except BaseException as error:
         builder.destroy()

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import ssl
 
 _CONNECT_TIMEOUT_S: Final = 10.0
+_HANDSHAKE_TIMEOUT_S: Final = 20.0
 DEFAULT_PORT: Final = 7487
 _RECEIVE: Final = "godwit receive --stdio"
 
@@ -99,6 +100,19 @@ def _context(certs: Path, *, server: bool) -> ssl.SSLContext:
     return context
 
 
+def _watch_over(connection: socket.socket) -> None:
+    """Have the kernel notice a peer that is gone without a word, in about ten seconds."""
+    for option, value in (
+        (socket.TCP_NODELAY, 1),
+        (socket.TCP_KEEPIDLE, 3),
+        (socket.TCP_KEEPINTVL, 2),
+        (socket.TCP_KEEPCNT, 3),
+        (socket.TCP_USER_TIMEOUT, 9000),
+    ):
+        connection.setsockopt(socket.IPPROTO_TCP, option, value)
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+
+
 def _client_tls(plain: socket.socket, certs: Path) -> socket.socket:
     return _wrap(plain, certs, server=False)
 
@@ -111,10 +125,13 @@ def server_tls(plain: socket.socket, certs: Path) -> socket.socket:
 def _wrap(plain: socket.socket, certs: Path, *, server: bool) -> socket.socket:
     import ssl
 
-    plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    _watch_over(plain)
+    plain.settimeout(_HANDSHAKE_TIMEOUT_S)
     try:
-        return _context(certs, server=server).wrap_socket(plain, server_side=server)
-    except (ssl.SSLError, ConnectionError) as error:
+        wrapped = _context(certs, server=server).wrap_socket(plain, server_side=server)
+        wrapped.settimeout(None)
+        return wrapped
+    except (ssl.SSLError, ConnectionError, TimeoutError) as error:
         plain.close()
         reason = getattr(error, "reason", None) or error
         raise AccessError(

@@ -1,4 +1,4 @@
-"""The range where it is measured: two nodes of a laboratory, and a program that flies between them."""
+"""Where it is measured: two nodes of a laboratory, and a program that flies between them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _READY_MS = 120_000
 _TIMEOUT_S = 300.0
 
 
-class Range:
+class Place:
     """A laboratory of two nodes, a and b, with the subject program in its shared directory."""
 
     def __init__(self, lab: Lab) -> None:
@@ -56,7 +56,9 @@ class Range:
         with Started(self.lab.node(node), inside(*words), cwd=str(ROOT)) as started:
             yield int(started.line().split()[1])
 
-    def subject(self, *, mib: int = 0, vmas: int = 0, fds: int = 0, threads: int = 0, processes: int = 0) -> Flyer:
+    def subject(
+        self, *, mib: int = 0, vmas: int = 0, fds: int = 0, threads: int = 0, processes: int = 0
+    ) -> Flyer:
         """Start the subject in node a; return it once it holds all of that."""
         numbers = [str(number) for number in (mib, vmas, fds, threads, processes)]
         return Flyer(self, ["/shared/subject", *numbers])
@@ -69,7 +71,7 @@ class Started:
         read, write = os.pipe2(os.O_CLOEXEC)
         self._output = OwnedFd(read)
         with OwnedFd(write):
-            self.process = node.start(argv, stdout=write, stderr=2, cwd=cwd)
+            self.process = node.start(argv, stdout=write, stderr=sys.stderr, cwd=cwd)
 
     def line(self) -> str:
         """Wait for its first words. Raises RuntimeError when it ends or takes too long instead."""
@@ -83,7 +85,8 @@ class Started:
         return text
 
     def close(self) -> None:
-        self.process.kill()
+        with contextlib.suppress(ProcessLookupError):
+            self.process.kill()
         self.process.close()
         self._output.close()
 
@@ -97,8 +100,8 @@ class Started:
 class Flyer:
     """A program that is moved from one node to the other and back. `with` ends it, wherever it is."""
 
-    def __init__(self, place: Range, argv: Sequence[str]) -> None:
-        self._range = place
+    def __init__(self, place: Place, argv: Sequence[str]) -> None:
+        self._place = place
         self._here, self._there = "a", "b"
         # Its output is a file: a pipe's other end would stay behind.
         ready = place.lab.shared / "ready"
@@ -109,7 +112,7 @@ class Flyer:
 
     def hop(self) -> api.Report:
         """Move it to the other node; return the report."""
-        answer = self._range.word(self._here, "move", self.pid, self._there)
+        answer = self._place.word(self._here, "move", self.pid, self._there)
         report = msgspec.convert(answer, api.Report)
         self.pid = report.pid
         self._here, self._there = self._there, self._here
@@ -119,8 +122,8 @@ class Flyer:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        self._range.lab.node(self._here).run(["pkill", "-KILL", "-s", "0", "--ns", "1"]) if False else None
-        self._range.lab.node(self._here).run(["kill", "-KILL", str(self.pid)])
+        # The group holds its children; it leads one, for it was started in a session of its own.
+        self._place.lab.node(self._here).run(["kill", "-KILL", "--", f"-{self.pid}", str(self.pid)])
         self._process.close()
 
 

@@ -1,0 +1,103 @@
+"""The results as JSON and as a page."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from bench.numbers import Growth, Result
+
+_HEAD: Final = """\
+# Benchmarks
+
+Written by `make bench`; do not edit. Moves are stop-and-copy between two nodes of a laboratory on one
+machine, so both ends share its processors. Limits are what the machine itself needs for the same thing,
+measured in the same run. *Freeze* is from the first thread stopped at the source to the last thread running
+at the destination.
+
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Machine:
+    """Where it was measured."""
+
+    kernel: str
+    processor: str
+    processors: int
+    python: str
+    load_before: float  # of others, one minute's average
+    load_after: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Page:
+    """Everything that was measured in one run."""
+
+    machine: Machine
+    results: tuple[Result, ...]
+    growths: tuple[Growth, ...]
+
+
+def machine(load_before: float) -> Machine:
+    """Describe this machine."""
+    with open("/proc/cpuinfo", encoding="utf-8") as file:
+        names = re.findall(r"(?:model name|CPU part)\s*: (.*)", file.read())
+    return Machine(
+        kernel=platform.release(),
+        processor=names[0] if names else platform.machine(),
+        processors=len(os.sched_getaffinity(0)),
+        python=platform.python_version(),
+        load_before=round(load_before, 2),
+        load_after=round(os.getloadavg()[0], 2),
+    )
+
+
+def text(page: Page) -> str:
+    """Return the page in Markdown."""
+    here = page.machine
+    lines = [
+        f"Linux {here.kernel}, {here.processors} × {here.processor}, Python {here.python};"
+        f" load average {here.load_before} before, {here.load_after} after.",
+        "",
+    ]
+    header = ["what", "median", "lowest", "highest", "unit", "runs", "target", ""]
+    lines += _table(header, [_row(each) for each in page.results])
+    notes = [f"- *{each.name}*: {each.note}." for each in page.results if each.note]
+    lines += ["", *notes, "", "## What one more costs", "", _GROWTH, ""]
+    header = ["of what", "numbers", "median freeze, ms", "µs for each", "between the last two"]
+    lines += _table(header, [_growth_row(each) for each in page.growths])
+    return _HEAD + "\n".join(lines) + "\n"
+
+
+_GROWTH: Final = """\
+The freeze of a small C program that has so many of one thing, and what one more adds to it. Where the last
+column is above the one before, the cost grows faster than the number."""
+
+
+def _row(each: Result) -> list[str]:
+    sample = each.sample
+    cells = [each.name, *(_short(value) for value in (sample.median, sample.lowest, sample.highest))]
+    cells += [sample.unit, str(sample.runs)]
+    if each.target is None:
+        return [*cells, "", ""]
+    return [*cells, f"≤ {_short(each.target.limit)}", "met" if each.target.met else "**missed**"]
+
+
+def _growth_row(each: Growth) -> list[str]:
+    numbers = " / ".join(str(count) for count in each.counts)
+    freezes = " / ".join(_short(sample.median) for sample in each.samples)
+    return [each.name, numbers, freezes, _short(each.each_us), _short(each.last_each_us)]
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    lines = [header, ["---"] * len(header), *rows]
+    return [f"| {' | '.join(cells)} |" for cells in lines]
+
+
+def _short(value: float) -> str:
+    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
