@@ -60,11 +60,9 @@ def machine(load_before: float) -> Machine:
 def text(page: Page) -> str:
     """Return the page in Markdown."""
     here = page.machine
-    lines = [
-        f"Linux {here.kernel}, {here.processors} × {here.processor}, Python {here.python};"
-        f" load average {here.load_before} before, {here.load_after} after.",
-        "",
-    ]
+    about = f"Linux {here.kernel}, {here.processors} processors ({here.processor}), Python {here.python}."
+    load = f"Load average: {here.load_before} before, {here.load_after} after."
+    lines = [about, load, ""]
     header = ["what", "median", "lowest", "highest", "unit", "runs", "target", ""]
     lines += _table(header, [_row(each) for each in page.results])
     notes = [f"- *{each.name}*: {each.note}." for each in page.results if each.note]

@@ -43,12 +43,12 @@ class Place:
             shutil.copy(program, lab.shared / "subject")
             yield cls(lab)
 
-    def word(self, node: str, *words: str | int) -> Any:
+    def word(self, node: str, *words: str | int) -> dict[str, Any]:
         """Run a word of `bench.inside` in a node; return what it answers."""
         done = self.lab.node(node).run(inside(*words), cwd=str(ROOT), timeout_s=_TIMEOUT_S)
         if done.returncode:
             raise RuntimeError(f"bench.inside {words}: {done.stderr.decode(errors='replace')[-2000:]}")
-        return json.loads(done.stdout) if done.stdout else None
+        return dict(json.loads(done.stdout))
 
     @contextlib.contextmanager
     def serving(self, node: str, *words: str | int) -> Iterator[int]:
@@ -71,7 +71,7 @@ class Started:
         read, write = os.pipe2(os.O_CLOEXEC)
         self._output = OwnedFd(read)
         with OwnedFd(write):
-            self.process = node.start(argv, stdout=write, stderr=sys.stderr, cwd=cwd)
+            self.process = node.start(argv, stdout=write, stderr=sys.stderr.fileno(), cwd=cwd)
 
     def line(self) -> str:
         """Wait for its first words. Raises RuntimeError when it ends or takes too long instead."""

@@ -84,5 +84,3 @@ def restore(directory: Path, *, pod: bool = False, progress: Progress = silent) 
 def recover() -> tuple[Recovered, ...]:
     """Settle every move that was left undecided on this machine."""
     return settle.everything(lambda host: _connector(host)())
-
-

@@ -285,11 +285,15 @@ def pods() -> dict[int, list[int]]:
         with contextlib.suppress(OSError):
             pid = int(path.parts[2])
             if path.read_text().startswith("godwit-pod") and state_of(pid) not in "ZX":
-                found[pid] = [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+                found[pid] = [
+                    int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+                ]
     return found
 
 
 def session_strays(allowed: set[int]) -> dict[int, str]:
     """Return processes that carry this test session and are not `allowed`, with their states."""
     word = f"{SESSION_VARIABLE}={os.environ.get(SESSION_VARIABLE, '')}"
-    return {pid: state_of(pid) for pid in carrying(word, "environ") if pid not in allowed and pid != os.getpid()}
+    return {
+        pid: state_of(pid) for pid in carrying(word, "environ") if pid not in allowed and pid != os.getpid()
+    }

@@ -62,7 +62,13 @@ def holdings(marker: str) -> tuple[Any, ...]:
     """List what a restore could leave behind."""
     mounts = Path("/proc/self/mountinfo").read_text()
     strays = tools.session_strays(set())
-    return (tools.carrying(marker, "cmdline"), sorted(tools.pods()), strays, mounts, len(os.listdir("/proc/self/fd")))
+    return (
+        tools.carrying(marker, "cmdline"),
+        sorted(tools.pods()),
+        strays,
+        mounts,
+        len(os.listdir("/proc/self/fd")),
+    )
 
 
 @contextlib.contextmanager
@@ -149,7 +155,9 @@ def of_format(raw: bytes, version: int) -> bytes:
 
 def test_an_image_of_a_newer_format_names_both_formats(sample: Sample, tmp_path: Path) -> None:
     error = refused(of_format(sample.raw, frames.FORMAT + 1), sample, tmp_path)
-    expect_image_error(error, tmp_path, about=f"format {frames.FORMAT + 1}; this Godwit reads up to {frames.FORMAT}")
+    expect_image_error(
+        error, tmp_path, about=f"format {frames.FORMAT + 1}; this Godwit reads up to {frames.FORMAT}"
+    )
     assert "newer" in error.remedy
 
 
@@ -240,7 +248,9 @@ def dropped(kind: FrameKind) -> Change:
 DISHONEST: dict[str, tuple[Change, str]] = {
     "frame_of_2^40_pages": (lambda raw: images.announcing(raw, FrameKind.PAGES, PAGE_SIZE << 40), "limit"),
     "frame_of_2^40_runs": (
-        lambda raw: images.payload_changed(raw, FrameKind.PAGES, lambda _: struct.pack("<IIII", 0, 0, 2**32 - 1, 0)),
+        lambda raw: images.payload_changed(
+            raw, FrameKind.PAGES, lambda _: struct.pack("<IIII", 0, 0, 2**32 - 1, 0)
+        ),
         "claims 4294967295 runs",
     ),
     "run_of_2^40_pages": (pages(0, 0, (PAGE_SIZE, PAGE_SIZE << 40)), "pages"),
@@ -291,7 +301,10 @@ DISHONEST: dict[str, tuple[Change, str]] = {
     "no_outline": (dropped(FrameKind.OUTLINE), "OUTLINE"),
     "no_tree": (dropped(FrameKind.TREE), "TREE"),
     "no_end": (dropped(FrameKind.END), "truncated"),
-    "header_of_garbage": (lambda raw: images.payload_changed(raw, FrameKind.HEADER, lambda _: b"\xc1"), "HeaderEntry"),
+    "header_of_garbage": (
+        lambda raw: images.payload_changed(raw, FrameKind.HEADER, lambda _: b"\xc1"),
+        "HeaderEntry",
+    ),
 }
 
 
@@ -351,7 +364,9 @@ def _stream_is_a_directory(path: Path) -> None:
 
 
 @pytest.mark.parametrize("make", [_no_directory, Path.mkdir, _a_file, _stream_is_a_directory])
-def test_a_directory_without_an_image_is_a_wrong_request(make: Callable[[Path], None], tmp_path: Path) -> None:
+def test_a_directory_without_an_image_is_a_wrong_request(
+    make: Callable[[Path], None], tmp_path: Path
+) -> None:
     place = tmp_path / "place"
     make(place)
     for pod in (True, False):
@@ -362,12 +377,24 @@ def test_a_directory_without_an_image_is_a_wrong_request(make: Callable[[Path], 
         assert "\n" not in caught.value.line()
 
 
-@pytest.mark.parametrize("name", ["frame_of_2^40_pages", "entries_of_256_MiB_that_do_not_come", "run_of_2^40_pages"])
-def test_no_memory_is_asked_for_before_lengths_were_checked(name: str, sample: Sample, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "name", ["frame_of_2^40_pages", "entries_of_256_MiB_that_do_not_come", "run_of_2^40_pages"]
+)
+def test_no_memory_is_asked_for_before_lengths_were_checked(
+    name: str, sample: Sample, tmp_path: Path
+) -> None:
     """In 400 MB of address space such a claim must fail as a bad image, not for want of memory."""
     (tmp_path / STREAM_NAME).write_bytes(DISHONEST[name][0](sample.raw))
     done = subprocess.run(
-        ["prlimit", "--as=400000000:unlimited", sys.executable, "-m", "tests.kernel.mover", "restore", tmp_path],
+        [
+            "prlimit",
+            "--as=400000000:unlimited",
+            sys.executable,
+            "-m",
+            "tests.kernel.mover",
+            "restore",
+            tmp_path,
+        ],
         env=tools.Machine(tmp_path).environment(),
         capture_output=True,
         text=True,
@@ -411,7 +438,9 @@ def test_numbers_beyond_reason_never_end_in_a_bug(kind: FrameKind, sample: Sampl
     chance = random.Random(11)  # noqa: S311  # to be the same each time
     places = list(sizes(entry, EXTREMES))
     for path, wrong in chance.sample(places, min(len(places), 60)):
-        raw = images.changed(sample.raw, kind, lambda entry, path=path, wrong=wrong: images.deep(entry, path, wrong))
+        raw = images.changed(
+            sample.raw, kind, lambda entry, path=path, wrong=wrong: images.deep(entry, path, wrong)
+        )
         try:
             outcome_of(raw, sample, tmp_path)
         except AssertionError as error:

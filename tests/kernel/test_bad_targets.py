@@ -17,7 +17,6 @@ from pathlib import Path
 import pytest
 
 from godwit import api
-from godwit.engine import plan
 from godwit.errors import (
     AccessError,
     BusyError,
@@ -29,7 +28,7 @@ from godwit.errors import (
 )
 from godwit.linux import ptrace
 from godwit.migrate.store import STREAM_NAME
-from godwit.types import Pid, Tid
+from godwit.types import Tid
 from tests.conftest import requires
 from tests.kernel import counting as tools
 from tests.kernel import holder
@@ -76,7 +75,9 @@ def verbs(server: Server, directory: Path) -> dict[str, Verb]:
         "check": api.inspect,
         "migrate": lambda pid: api.migrate(pid, server.host),
         "checkpoint": lambda pid: api.checkpoint(pid, directory / "image"),
-        "checkpoint --leave-running": lambda pid: api.checkpoint(pid, directory / "image", leave_running=True),
+        "checkpoint --leave-running": lambda pid: api.checkpoint(
+            pid, directory / "image", leave_running=True
+        ),
     }
 
 
@@ -136,10 +137,27 @@ def test_godwit_itself_and_its_parents(server: Server, tmp_path: Path) -> None:
         expect_everywhere(pid, RequestError, "Godwit itself or a parent of it", server, tmp_path)
 
 
-def test_the_init_of_this_machine() -> None:
-    """Asked without doing: if it were not refused, moving it would stop whoever asks."""
-    with pytest.raises((RequestError, RefusedError)):
-        plan.check_target(Pid(1))
+@requires("command:unshare")
+def test_the_first_process_of_a_machine(tmp_path: Path) -> None:
+    """In a pid namespace of its own: moving pid 1 would stop whoever asks."""
+    script = '"$0" -m tests.kernel.mover checkpoint 1 "$1"; exit $?'
+    words = ["unshare", "--pid", "--fork", "--mount-proc", "sh", "-c", script]
+    done = asked([*words, sys.executable, str(tmp_path / "image")], tmp_path)
+    assert done.returncode == RequestError.exit_status, done.stdout + done.stderr
+    assert "Godwit itself or a parent of it" in done.stdout
+
+
+def asked(words: list[str], directory: Path) -> subprocess.CompletedProcess[str]:
+    """Run a command of ours to its end."""
+    return subprocess.run(
+        words,
+        env={**tools.Machine(directory).environment(), "HOME": str(directory)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+        cwd=tools.ROOT,
+    )
 
 
 @contextlib.contextmanager
@@ -184,15 +202,8 @@ def untouched(pid: int, log: Counting, *, tracer: int = 0) -> None:
 def as_nobody(pid: int, directory: Path) -> subprocess.CompletedProcess[str]:
     """Ask for a checkpoint as a user without rights."""
     words = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--bounding-set=-all"]
-    return subprocess.run(
-        [*words, sys.executable, "-m", "tests.kernel.mover", "checkpoint", str(pid), str(directory / "image")],
-        env={**tools.Machine(directory).environment(), "HOME": str(directory)},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
-        cwd=tools.ROOT,
-    )
+    mover = [sys.executable, "-m", "tests.kernel.mover", "checkpoint", str(pid), str(directory / "image")]
+    return asked([*words, *mover], directory)
 
 
 @requires("command:setpriv")
@@ -251,7 +262,7 @@ def expect_refused(held: Held, words: str, server: Server, directory: Path) -> N
         untouched(held.pid, held)
     assert not (directory / "image").exists()
     server.wait_until_idle()
-    assert all(str(held.pid) in each.where for each in named)
+    assert all(each.where.startswith("pid ") for each in named)
 
 
 REFUSED = {
@@ -267,7 +278,7 @@ REFUSED = {
     "proc": "file of /proc",
     "seccomp": "seccomp filter",
     "sysv": "System V shared memory",
-    "async": "outside",
+    "async": "does not move along",
     "lease": "lease",
     "aio": "asynchronous I/O context",
     "hugetlb": "huge page mapping",
@@ -320,12 +331,22 @@ def test_what_is_shared_with_a_process_outside(
     make: Callable[[], tuple[int, int]], server: Server, tmp_path: Path
 ) -> None:
     ours, theirs = make()
+    with shared_with_another(ours, theirs, tmp_path) as held:
+        expect_refused(held, "does not move along", server, tmp_path)
+
+
+@contextlib.contextmanager
+def shared_with_another(ours: int, theirs: int, directory: Path) -> Iterator[Held]:
+    """Run a holder of one descriptor while some other process has the other."""
+    other = subprocess.Popen(["sleep", "1000"], pass_fds=(ours,))
     try:
-        with holding("inherited", tmp_path, pass_fds=(theirs,)) as held:
-            expect_refused(held, "outside", server, tmp_path)
+        with holding("inherited", directory, pass_fds=(theirs,)) as held:
+            os.close(ours)
+            os.close(theirs)
+            yield held
     finally:
-        os.close(ours)
-        os.close(theirs)
+        other.kill()
+        other.wait()
 
 
 @pytest.mark.parametrize("leave_running", [False, True])
@@ -336,18 +357,8 @@ def test_a_checkpoint_without_space_leaves_the_program_running(
     place = tmp_path / "tiny"
     place.mkdir()
     words = ["leave-running"] if leave_running else []
-    done = subprocess.run(
-        [
-            *("unshare", "--mount", sys.executable, "-m", "tests.kernel.mover", "tiny"),
-            *(str(place), str(counter.pid), str(place / "image"), *words),
-        ],
-        env=tools.Machine(tmp_path).environment(),
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
-        cwd=tools.ROOT,
-    )
+    mover = [sys.executable, "-m", "tests.kernel.mover", "tiny", str(place), str(counter.pid)]
+    done = asked(["unshare", "--mount", *mover, str(place / "image"), *words], tmp_path)
     assert done.returncode == DestinationError.exit_status, done.stdout + done.stderr
     told = json.loads(done.stdout)
     assert "No space left on device" in told["error"]["line"]

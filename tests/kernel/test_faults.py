@@ -193,7 +193,9 @@ def test_both_ends_killed_at_once_are_settled_by_recover(
         for end in ends if recovering_first == "source" else ends[::-1]:
             end.recover()
         copies = counter.copies()
-        expect_one(counter, pair, server, before, where(counter, copies[0]) if len(copies) == 1 else "one end")
+        expect_one(
+            counter, pair, server, before, where(counter, copies[0]) if len(copies) == 1 else "one end"
+        )
 
 
 def test_a_destination_that_stays_away_after_go_leaves_it_undecided_until_it_is_back(
@@ -202,7 +204,9 @@ def test_a_destination_that_stays_away_after_go_leaves_it_undecided_until_it_is_
     """Nothing of the destination answers: the copy here stays stopped, and `recover` says so."""
     with tools.serving(pair.destination) as server:
         address = server.address
-        outcome = tools.move(counter.pid, server.host, pair.source, "crash", "GO", "before", str(server.process.pid))
+        outcome = tools.move(
+            counter.pid, server.host, pair.source, "crash", "GO", "before", str(server.process.pid)
+        )
         assert outcome.status == -signal.SIGKILL
         server.wait_until_idle()
     found = pair.source.recover()

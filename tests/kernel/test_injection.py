@@ -128,7 +128,6 @@ def test_a_program_survives_the_death_of_its_tracer_at_any_moment(
         if moment == "resumed":
             batch.enter()
 
-
             ptrace.resume(task.tid)
             die()
         batch.run()

@@ -41,9 +41,9 @@ class Builder:
     family: Family | None = None
     shape: OutlineEntry | None = None
     tree: TreeEntry | None = None
-    objects: dict[int, OwnedFd] = field(default_factory=dict)
-    files: dict[FileId, OwnedFd] = field(default_factory=dict)
-    _held: list[Stub] = field(default_factory=list)
+    objects: dict[int, OwnedFd] = field(default_factory=dict[int, OwnedFd])
+    files: dict[FileId, OwnedFd] = field(default_factory=dict[FileId, OwnedFd])
+    _held: list[Stub] = field(default_factory=list[Stub])
     _parked: bool = False
 
     # --- making -------------------------------------------------------------------------------
@@ -77,7 +77,8 @@ class Builder:
                 stub = self.family.stubs[space_.pid]
                 stubs.clone_threads(stub, by_pid[space_.pid].tids[1:])
                 space.clear(stub)
-                space.map_all(stub, space_.vmas, paths.open, self._object)
+                space.map_all(stub, space_.vmas, paths.open, self.memory_object)
+                space.populate(stub, space_.vmas, space_.resident)
 
     def _seed_pid(self, shape: OutlineEntry) -> int:
         """Choose whom to fork first outside a pod: the root, or a leader it lacks."""
@@ -99,7 +100,8 @@ class Builder:
 
     def _remap(self, shape: OutlineEntry) -> None:
         """Bring mappings up to date that changed since the tree was prepared."""
-        assert self.family is not None and self.shape is not None
+        assert self.family is not None
+        assert self.shape is not None
         same_objects = self.shape.objects == shape.objects
         self._make_objects(shape)
         for before, now in zip(self.shape.spaces, shape.spaces, strict=True):
@@ -109,7 +111,7 @@ class Builder:
             stub = self.family.stubs[now.pid]
             with _OpenPaths(shape) as paths:
                 space.clear(stub)
-                space.map_all(stub, now.vmas, paths.open, self._object)
+                space.map_all(stub, now.vmas, paths.open, self.memory_object)
 
     def _make_objects(self, shape: OutlineEntry) -> None:
         known = {entry.object_id: entry for entry in (self.shape.objects if self.shape else ())}
@@ -120,7 +122,8 @@ class Builder:
             if entry.object_id not in self.objects:
                 self.objects[entry.object_id] = objects.restore(entry)
 
-    def _object(self, object_id: int) -> OwnedFd:
+    def memory_object(self, object_id: int) -> OwnedFd:
+        """Return a memory object of the tree. Raises ImageError when there is none of that id."""
         try:
             return self.objects[object_id]
         except KeyError:
@@ -130,7 +133,8 @@ class Builder:
 
     def write_process_pages(self, index: int, runs: Sequence[tuple[int, int]], data: memoryview) -> None:
         """Write pages of the process at `index` of the tree. Raises ImageError for a foreign address."""
-        assert self.family is not None and self.shape is not None
+        assert self.family is not None
+        assert self.shape is not None
         if not 0 <= index < len(self.shape.spaces):
             raise ImageError(f"pages for process {index}, of which there are {len(self.shape.spaces)}")
         space_ = self.shape.spaces[index]
@@ -159,7 +163,7 @@ class Builder:
         """Make every open file and give every process its descriptors. Needs no pages yet."""
         self._restore_files(tree, files)
         for process in tree.processes:
-            self._install_descriptors(tree, process)
+            self._install_descriptors(process)
 
     def complete(self, tree: TreeEntry, files: Sequence[tuple[FileKind, Any]]) -> None:
         """Give every process everything else. Afterwards all are one call away from running."""
@@ -200,7 +204,7 @@ class Builder:
                 raise ImageError(f"the image lacks open file {common.file_id}")
             fdtable.restore_flags(common, fd.number)
 
-    def _install_descriptors(self, tree: TreeEntry, process: ProcessEntry) -> None:
+    def _install_descriptors(self, process: ProcessEntry) -> None:
         assert self.family is not None
         wanted: dict[FileId, Fd] = {}
         for slot in process.descriptors:
@@ -230,7 +234,8 @@ class Builder:
         Raises:
             DestinationError: Somebody else has one.
         """
-        assert self.family is not None and self.tree is not None
+        assert self.family is not None
+        assert self.tree is not None
         for lock in self.tree.locks:
             name, arguments = fdtable.lock_call(lock, take=True)
             try:
@@ -249,7 +254,8 @@ class Builder:
 
     def release(self) -> None:
         """Let everything run. There is no way back."""
-        assert self.family is not None and self.tree is not None
+        assert self.family is not None
+        assert self.tree is not None
         stopped = {
             identity.pid for identity in self.tree.identities if identity.state is ProcessState.STOPPED
         }
@@ -336,7 +342,7 @@ class _FileContext:
         return self._builder.files
 
     def memory_object(self, object_id: int) -> OwnedFd:
-        return self._builder._object(object_id)
+        return self._builder.memory_object(object_id)
 
 
 class _OpenPaths(contextlib.ExitStack):
@@ -391,4 +397,3 @@ def _mapped_files(shape: OutlineEntry, space_: SpaceEntry) -> list[object]:
 
 def _alive(pid: int) -> bool:
     return os.path.exists(f"/proc/{pid}")
-

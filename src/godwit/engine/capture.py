@@ -7,15 +7,16 @@ import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Final
 
 import xxhash
 
 from godwit.engine import clocks
 from godwit.engine.freeze import FrozenTree
-from godwit.engine.view import MemoryObject, ProcessView, TreeView, map_file, object_kind
+from godwit.engine.view import KnownSpace, MemoryObject, ProcessView, TreeView, map_file, object_kind
 from godwit.errors import InternalError, UnsupportedStateError
 from godwit.linux import mem, pagemap
+from godwit.linux.arch import SYSCALL_INSTRUCTION
 from godwit.linux.mman import PROT_WRITE
 from godwit.procfs import cpuinfo, fdinfo, maps, timers
 from godwit.procfs.source import read_bytes
@@ -77,6 +78,9 @@ class Capture:
             source.descriptor.close()
 
 
+_RESIDENT_RUNS: Final = 1024
+
+
 class _PathTable:
     """The image's table of files known by path."""
 
@@ -85,7 +89,9 @@ class _PathTable:
         self._index: dict[PathFileEntry, int] = {}
 
     def index(self, proc_path: str, path: bytes, *, content: bool) -> int:
-        entry = self._view.path_file(proc_path, path, content=content)
+        return self.place(self._view.path_file(proc_path, path, content=content))
+
+    def place(self, entry: PathFileEntry) -> int:
         return self._index.setdefault(entry, len(self._index))
 
     def entries(self) -> tuple[PathFileEntry, ...]:
@@ -123,9 +129,7 @@ def _identity(process: ProcessView, inner: dict[int, int], stopped: frozenset[Pi
 def machine_now(before: MachineEntry, view: TreeView) -> MachineEntry:
     """Read the clocks anew; the rest of a machine does not change."""
     monotonic_ns, boottime_ns = clocks.seen_by(view.root.pid)
-    return replace(
-        before, realtime_ns=time.time_ns(), monotonic_ns=monotonic_ns, boottime_ns=boottime_ns
-    )
+    return replace(before, realtime_ns=time.time_ns(), monotonic_ns=monotonic_ns, boottime_ns=boottime_ns)
 
 
 def machine(view: TreeView) -> MachineEntry:
@@ -180,7 +184,10 @@ def outline(view: TreeView) -> tuple[OutlineEntry, DemandEntry]:
         written |= {vma.file for vma in vmas if vma.file >= 0 and vma.shared and vma.protection & PROT_WRITE}
         spaces.append(
             SpaceEntry(
-                pid=process.status.nspid[-1], vmas=vmas, vdso_digest=xxhash.xxh3_128_digest(vdso)
+                pid=process.status.nspid[-1],
+                vmas=vmas,
+                vdso_digest=xxhash.xxh3_128_digest(vdso),
+                resident=_resident(process.pid, vmas),
             )
         )
     entries = []
@@ -200,6 +207,22 @@ def outline(view: TreeView) -> tuple[OutlineEntry, DemandEntry]:
         written=tuple(sorted(written)),
         limits=tuple(limits.collect(process.pid) for process in view.processes if not process.zombie),
     )
+
+
+def _resident(pid: Pid, vmas: Sequence[VmaEntry]) -> tuple[tuple[int, int], ...]:
+    """List the larger runs of private pages in writable mappings: where the first touch can be spared."""
+    runs: list[tuple[int, int]] = []
+    with OwnedFd(os.open(f"/proc/{pid}/pagemap", os.O_RDONLY | os.O_CLOEXEC)) as descriptor:
+        for vma in vmas:
+            if not vma.shared and vma.protection & PROT_WRITE and vma.backing is not Backing.KERNEL:
+                runs += pagemap.scan_private(descriptor.number, vma.start, vma.end)
+                if len(runs) > 2 * _RESIDENT_RUNS:
+                    runs = sorted(runs, key=_length)[-_RESIDENT_RUNS:]
+    return tuple(sorted(sorted(runs, key=_length)[-_RESIDENT_RUNS:]))
+
+
+def _length(run: tuple[int, int]) -> int:
+    return run[1] - run[0]
 
 
 def capture(frozen: FrozenTree, view: TreeView, machine_entry: MachineEntry) -> Capture:
@@ -234,7 +257,7 @@ def capture(frozen: FrozenTree, view: TreeView, machine_entry: MachineEntry) -> 
             processes=tuple(processes),
             path_files=paths.entries(),
             objects=tuple(entry for entry, _ in found),
-            common=tuple(fdtable.collect_common(file, inner) for file in view.files),
+            common=tuple(fdtable.collect_common(file, inner, view.inner_groups) for file in view.files),
             locks=tuple(lock for file in view.files for lock in fdtable.collect_locks(file, inner)),
         )
         on_failure.pop_all()
@@ -254,7 +277,7 @@ def _process(
     leader = frozen.leader(pid)
     with contextlib.ExitStack() as stack:
         stack.callback(leader.restore)
-        workshop = stack.enter_context(calls.opened(leader))
+        workshop = stack.enter_context(calls.opened(leader, gadget=_gadget(process, view)))
         batch = workshop.batch(leader)
         layout = memory.collect_layout(batch, process.stat)
         actions = signals.collect(batch, leader.tid)
@@ -267,9 +290,7 @@ def _process(
         threads = []
         for tid, task in frozen.tracees[pid].items():
             own = workshop.batch(task)
-            answer = thread.collect(
-                task, inner[tid], own, workshop.memory, frozen.reposes[tid], sleep_clock
-            )
+            answer = thread.collect(task, inner[tid], own, workshop.memory, frozen.reposes[tid], sleep_clock)
             own.run()
             threads.append(answer())
             if task is not leader:
@@ -353,10 +374,34 @@ def _descriptors(process: ProcessView, view: TreeView) -> tuple[DescriptorEntry,
     return tuple(found)
 
 
+def _gadget(process: ProcessView, view: TreeView) -> int:
+    """Return the address of a system call instruction in a vdso looked at before; 0 if unknown."""
+    known = view.memory.spaces.get(process.pid)
+    at = known.vdso.find(SYSCALL_INSTRUCTION) if known is not None else -1
+    for mapping in process.mappings if at >= 0 else ():
+        if mapping.path == "[vdso]":
+            return mapping.start + at
+    return 0
+
+
 def _vmas(
     process: ProcessView, paths: _PathTable, view: TreeView, memory_fd: OwnedFd
 ) -> tuple[tuple[VmaEntry, ...], bytes]:
+    """Describe the mappings; what was described before is taken from memory while it stays the same."""
+    known = view.memory.spaces.get(process.pid)
+    if known is None or known.mappings is not process.mappings:
+        known = _describe_space(process, view, memory_fd)
+        if all(vma.backing is not Backing.OBJECT for vma in known.vmas):
+            # Objects are numbered anew at each look.
+            view.memory.spaces[process.pid] = known
+    places = [paths.place(entry) for entry in known.files]
+    vmas = tuple(vma if vma.file < 0 else replace(vma, file=places[vma.file]) for vma in known.vmas)
+    return vmas, known.vdso
+
+
+def _describe_space(process: ProcessView, view: TreeView, memory_fd: OwnedFd) -> KnownSpace:
     vmas: list[VmaEntry] = []
+    files: dict[PathFileEntry, int] = {}
     vdso = b""
     ours = {mapping.start for mapping in _note_mappings(process)}
     for mapping in process.mappings:
@@ -370,9 +415,10 @@ def _vmas(
             object_id = view.objects[found.st_dev, found.st_ino].object_id
         elif mapping.inode and not memory.kernel_owned(mapping):
             proc_path = map_file(process.pid, mapping)
-            file = paths.index(proc_path, os.fsencode(mapping.path), content=not _written(mapping))
+            entry = view.path_file(proc_path, os.fsencode(mapping.path), content=not _written(mapping))
+            file = files.setdefault(entry, len(files))
         vmas.append(memory.entry_of(mapping, file=file, object_id=object_id))
-    return tuple(vmas), vdso
+    return KnownSpace(mappings=process.mappings, vmas=tuple(vmas), files=tuple(files), vdso=vdso)
 
 
 def _written(mapping: maps.Mapping) -> bool:

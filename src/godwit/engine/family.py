@@ -30,10 +30,12 @@ class Family:
     identities: tuple[IdentityEntry, ...]
     founder: Stub
     """The seed: a pod's init, or a placeholder, or the root itself."""
-    stubs: dict[int, Stub] = field(default_factory=dict)
-    placeholders: dict[int, tuple[Stub, Stub | None]] = field(default_factory=dict)
+    stubs: dict[int, Stub] = field(default_factory=dict[int, Stub])
+    placeholders: dict[int, tuple[Stub, Stub | None]] = field(
+        default_factory=dict[int, tuple[Stub, Stub | None]]
+    )
     """By pid: the stub, and the stub that is its parent (None: our own child)."""
-    sessions: dict[int, int] = field(default_factory=dict)
+    sessions: dict[int, int] = field(default_factory=dict[int, int])
     """Of every stub: the session it is in by now."""
 
     def children(self) -> dict[int, list[IdentityEntry]]:

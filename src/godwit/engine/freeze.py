@@ -27,8 +27,9 @@ class FrozenTree:
     """A tree whose threads are all stopped and saved."""
 
     root: Pid
-    tracees: dict[Pid, dict[Tid, Tracee]] = field(default_factory=dict)  # leader first in each
-    reposes: dict[Tid, Repose] = field(default_factory=dict)
+    # Leader first in each.
+    tracees: dict[Pid, dict[Tid, Tracee]] = field(default_factory=dict[Pid, dict[Tid, Tracee]])
+    reposes: dict[Tid, Repose] = field(default_factory=dict[Tid, Repose])
 
     def threads(self) -> Iterator[Tracee]:
         """Yield every thread."""
@@ -56,7 +57,7 @@ class FrozenTree:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         for group in self.tracees.values():
-            for task in sorted(group.values(), key=lambda task: task.tid == task.pid):
+            for task in sorted(group.values(), key=lambda task: task.tid == Tid(task.pid)):
                 task.wait_until_gone()
         self.tracees.clear()
 
@@ -68,7 +69,8 @@ class FrozenTree:
 
 
 def _members(root: Pid) -> list[Pid]:
-    found, waiting = [], [root]
+    found: list[Pid] = []
+    waiting = [root]
     while waiting:
         pid = waiting.pop(0)
         try:

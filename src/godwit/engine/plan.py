@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 from collections.abc import Iterator
@@ -12,14 +13,21 @@ from godwit.engine import view as views
 from godwit.engine.capture import identities
 from godwit.engine.family import session_refusal
 from godwit.engine.view import ProcessView, TreeView
-from godwit.errors import AccessError, BusyError, NoProcessError, Refusal, RefusedError, RequestError
+from godwit.errors import (
+    AccessError,
+    BusyError,
+    NoProcessError,
+    Refusal,
+    RefusedError,
+    RequestError,
+    UnsupportedStateError,
+)
 from godwit.linux import kcmp
 from godwit.procfs import stat, status, tasks
 from godwit.procfs.maps import Mapping
-from godwit.resources import memory, registry
-from godwit.resources.base import Disposition, Finding
+from godwit.resources import fdtable, memory, registry
+from godwit.resources.base import Disposition, Finding, OpenFile
 from godwit.types import Pid, Tid
-
 
 # A holding that cannot be carried is refused when it is seen at so many looks.
 LOOKS: Final = 8
@@ -100,7 +108,9 @@ def _may_trace(pid: Pid) -> bool:
 
 
 def _our_line() -> set[int]:
-    line, pid = {1} if os.getpid() == 1 else set(), os.getpid()
+    # The first process is the parent of whoever has lost his own.
+    line: set[int] = {1}
+    pid = os.getpid()
     while pid > 1:
         line.add(pid)
         try:
@@ -114,7 +124,17 @@ def plan(tree: TreeView) -> Plan:
     """List every holding of a tree. Nothing is stopped or changed."""
     findings = [finding for process in tree.processes for finding in _process_findings(process, tree)]
     for file in tree.files:
-        findings.append(registry.kind_of(file).inspect(file, tree))
+        findings += _file_findings(file, tree)
+    outside = views.mapped_outside(tree)
+    if outside is not None:
+        findings.append(
+            _refuse(
+                f"shared memory {os.fsdecode(outside[1])}",
+                f"pid {tree.root.pid}",
+                f"pid {outside[0]}, which does not move along, maps it too",
+                f"move a process that is an ancestor of pid {outside[0]} too, or end pid {outside[0]}",
+            )
+        )
     return Plan(pid=tree.root.pid, comm=tree.root.stat.comm, findings=tuple(findings))
 
 
@@ -126,11 +146,12 @@ def movable(pid: Pid, memory_: views.Memory) -> Plan:
     Raises:
         RefusedError: Something stood in the way at every look.
     """
-    for tries_left in reversed(range(LOOKS)):
-        _, found = views.settled(pid, memory_, plan)
-        if found.movable or not tries_left:
+    _, found = views.settled(pid, memory_, plan)
+    for _ in range(LOOKS - 1):
+        if found.movable:
             break
         select.select([], [], [], PAUSE_S)
+        _, found = views.settled(pid, memory_, plan)
     found.obey()
     return found
 
@@ -148,6 +169,28 @@ def plan_frozen(tree: TreeView) -> Plan:
     return Plan(pid=tree.root.pid, comm=tree.root.stat.comm, findings=tuple(findings))
 
 
+def _file_findings(file: OpenFile, tree: TreeView) -> Iterator[Finding]:
+    finding = registry.kind_of(file).inspect(file, tree)
+    yield finding
+    if finding.disposition is Disposition.REFUSE:
+        return
+    other = views.shared_outside(tree, file)
+    if other is not None:
+        yield _refuse(
+            f"open file {file.link}",
+            file.where,
+            f"pid {other}, which does not move along, shares it",
+            f"move a process that is an ancestor of pid {other} too, or end pid {other}",
+        )
+    try:
+        fdtable.collect_common(file, tree.inner, tree.inner_groups)
+    except UnsupportedStateError as error:
+        yield from (_refuse(each.what, each.where, each.why, each.remedy) for each in error.refusals)
+    except OSError as error:
+        if error.errno not in (errno.ESRCH, errno.EBADF, errno.ENOENT):
+            raise
+
+
 def _refuse(what: str, where: str, why: str, remedy: str = "") -> Finding:
     return Finding(disposition=Disposition.REFUSE, what=what, where=where, why=why, remedy=remedy)
 
@@ -155,7 +198,9 @@ def _refuse(what: str, where: str, why: str, remedy: str = "") -> Finding:
 def _process_findings(process: ProcessView, tree: TreeView) -> Iterator[Finding]:
     where = f"pid {process.pid}"
     if process.zombie:
-        yield Finding(disposition=Disposition.MOVE, what="zombie", where=where, why="its exit status goes along")
+        yield Finding(
+            disposition=Disposition.MOVE, what="zombie", where=where, why="its exit status goes along"
+        )
         return
     count = len(process.tids)
     yield Finding(
@@ -175,16 +220,17 @@ def _state_refusals(process: ProcessView, tree: TreeView, where: str) -> Iterato
             "seccomp filter", where, "filters are not carried yet", "start the program without its sandbox"
         )
     if own.tracer_pid:
-        yield _refuse(
-            "tracer", where, f"pid {own.tracer_pid} traces it", "end the debugger or tracer first"
-        )
+        yield _refuse("tracer", where, f"pid {own.tracer_pid} traces it", "end the debugger or tracer first")
     root = tree.root
     for kind in ("user", "pid", "net", "mnt", "ipc", "uts"):
         theirs, roots = tasks.namespaces(process.pid).get(kind), tasks.namespaces(root.pid).get(kind)
         ours = tasks.namespaces(Pid(os.getpid())).get(kind)
         if theirs != roots:
             yield _refuse(
-                f"{kind} namespace of its own", where, "a tree must be in one", "move the inner tree by itself"
+                f"{kind} namespace of its own",
+                where,
+                "a tree must be in one",
+                "move the inner tree by itself",
             )
         elif kind == "user" and theirs != ours:
             yield _refuse("user namespace", where, "it is not ours", "run godwit inside of that namespace")
@@ -208,7 +254,10 @@ def _thread_refusals(pid: Pid, tid: Tid, where: str) -> Iterator[Finding]:
             return
         if not same:
             yield _refuse(
-                f"thread {tid} with a {name} of its own", where, "unshare(2) in threads is not carried yet", ""
+                f"thread {tid} with a {name} of its own",
+                where,
+                "unshare(2) in threads is not carried yet",
+                "",
             )
 
 

@@ -6,7 +6,6 @@ itself, so that what it opens is what the pod sees; the pod's init is the first 
 
 from __future__ import annotations
 
-
 from godwit.engine import clocks
 from godwit.engine.build import Builder
 from godwit.errors import DestinationError

@@ -78,8 +78,8 @@ class Stub:
     workshop: Workshop
     transfer: Transfer
     transfer_fd: int = TRANSFER_FD
-    threads: dict[int, Tracee] = field(default_factory=dict)  # by inner tid, leader included
-    ended_sleeps: dict[int, bytes] = field(default_factory=dict)  # registers, by inner tid
+    threads: dict[int, Tracee] = field(default_factory=dict[int, Tracee])  # by inner tid, leader included
+    ended_sleeps: dict[int, bytes] = field(default_factory=dict[int, bytes])  # registers, by inner tid
 
     @property
     def pid(self) -> Pid:
@@ -168,7 +168,9 @@ def make_seed(
             os.close(ready_write)
 
 
-def _become_seed(ready: int, program: int, transfer: int, status_fd: int | None, new_session: bool) -> NoReturn:
+def _become_seed(
+    ready: int, program: int, transfer: int, status_fd: int | None, new_session: bool
+) -> NoReturn:
     try:
         os.read(ready, 1)
         if new_session:
@@ -233,9 +235,7 @@ def _clone_many(parent: Stub, inners: Sequence[int], flags: int, exit_signal: in
         try:
             batch.run()
         except FileExistsError as error:
-            raise BusyError(
-                f"a pid among {list(part)} is taken", remedy="restore with --pod"
-            ) from error
+            raise BusyError(f"a pid among {list(part)} is taken", remedy="restore with --pod") from error
         finally:
             born += batch.born
     return born
@@ -249,7 +249,9 @@ def _adopt(pid: Pid, tid: Tid) -> Tracee:
     return task
 
 
-def clone_process(parent: Stub, inner: int, *, exit_signal: int = signal.SIGCHLD, sibling: bool = False) -> Stub:
+def clone_process(
+    parent: Stub, inner: int, *, exit_signal: int = signal.SIGCHLD, sibling: bool = False
+) -> Stub:
     """Clone a stub from another: its child, or (`sibling`) a child of its parent."""
     flags = clone.CLONE_PARENT if sibling else 0
     (tid,) = _clone_many(parent, [inner], flags, 0 if sibling else exit_signal)

@@ -6,6 +6,7 @@ find out (content of files, who else holds a pipe, smaps) is remembered in betwe
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat as stat_module
 from collections import defaultdict
@@ -21,6 +22,7 @@ from godwit.procfs.stat import TaskStat
 from godwit.procfs.status import TaskStatus
 from godwit.resources import pathfile, regular
 from godwit.resources.base import OpenFile
+from godwit.resources.memory import VmaEntry
 from godwit.resources.objects import ObjectKind
 from godwit.resources.pathfile import PathFileEntry
 from godwit.types import Fd, FileId, OwnedFd, Pid, Tid
@@ -59,13 +61,32 @@ class MemoryObject:
     proc_path: str  # opening this leads to it
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KnownSpace:
+    """An address space as it was described once, good for as long as its mappings stay."""
+
+    mappings: tuple[Mapping, ...]
+    vmas: tuple[VmaEntry, ...]  # `file` indexes `files`
+    files: tuple[PathFileEntry, ...]
+    vdso: bytes
+
+
 @dataclass(slots=True)
 class Memory:
     """What one look leaves for the next of the same move."""
 
-    smaps: dict[Pid, tuple[Mapping, ...]] = field(default_factory=dict)
-    path_files: dict[tuple[object, ...], PathFileEntry] = field(default_factory=dict)
+    smaps: dict[Pid, tuple[Mapping, ...]] = field(default_factory=dict[Pid, tuple[Mapping, ...]])
+    path_files: dict[tuple[object, ...], PathFileEntry] = field(
+        default_factory=dict[tuple[object, ...], PathFileEntry]
+    )
+    spaces: dict[Pid, KnownSpace] = field(default_factory=dict[Pid, KnownSpace])
     outside: dict[str, tuple[tuple[Pid, Fd], ...]] | None = None
+    movers: frozenset[Pid] = frozenset()  # who holds duplicates only for the sake of the move
+
+
+def of_mover() -> Memory:
+    """Return a new memory for the process that carries out a move."""
+    return Memory(movers=frozenset({Pid(os.getpid())}))
 
 
 class TreeView:
@@ -107,6 +128,11 @@ class TreeView:
                     known[tid] = status.read(process.pid, tid).nspid[-1]
         return known
 
+    @property
+    def inner_groups(self) -> dict[int, int]:
+        """Our number of each process group of the tree to the tree's own."""
+        return {process.stat.pgrp: process.status.nspgid[-1] for process in self.processes}
+
     def file_at(self, pid: Pid, fd: Fd) -> OpenFile | None:
         """Return what a process of the tree has open under a number."""
         return self._by_slot.get((pid, fd))
@@ -114,7 +140,7 @@ class TreeView:
     def outside_holders(self, inode_link: str) -> Sequence[tuple[Pid, Fd]]:
         """Return who, not being of the tree, has something open whose link reads `inode_link`."""
         if self.memory.outside is None:
-            self.memory.outside = _scan_outside(self._pids)
+            self.memory.outside = _scan_outside(self._pids | self.memory.movers)
         return self.memory.outside.get(inode_link, ())
 
     def memory_object_id(self, device: int, inode: int) -> int:
@@ -201,7 +227,7 @@ def _look_at(pid: Pid, memory: Memory) -> ProcessView:
         pid=pid,
         stat=task_stat,
         status=status.read(pid),
-        tids=(Tid(pid), *sorted(tid for tid in tids if tid != pid)),
+        tids=(Tid(pid), *sorted(tid for tid in tids if tid != Tid(pid))),
         mappings=_mappings(pid, memory),
         links=tasks.open_fds(pid),
     )
@@ -234,7 +260,7 @@ def _open_files(processes: Sequence[ProcessView]) -> tuple[OpenFile, ...]:
                     break
             else:
                 by_link[link].append([slot])
-    files = []
+    files: list[OpenFile] = []
     for link, groups in by_link.items():
         for group in groups:
             files.append(_open_file(FileId(len(files) + 1), link, tuple(sorted(group))))
@@ -304,20 +330,56 @@ def object_kind(mapping: Mapping) -> ObjectKind | None:
     return None
 
 
+def shared_outside(tree: TreeView, file: OpenFile) -> Pid | None:
+    """Return a process outside the tree that has the same open file, where that matters; or None.
+
+    An anonymous inode is one object for all who have it, a memfd one memory. Of a file with a name
+    only the offset would be shared, as after a fork; that tie is given up.
+    """
+    memfd = file.link.startswith(_MEMFD)
+    if not memfd and not file.link.startswith("anon_inode:"):
+        return None
+    for pid, fd in tree.outside_holders(file.link):
+        with contextlib.suppress(OSError):
+            if memfd:
+                other = os.stat(f"/proc/{pid}/fd/{fd}")
+                if (other.st_dev, other.st_ino) == (file.device, file.inode):
+                    return pid
+            elif kcmp.same_file(*file.holders[0], pid, fd):
+                return pid
+    return None
+
+
+def mapped_outside(tree: TreeView) -> tuple[Pid, bytes] | None:
+    """Return a process outside the tree that maps one of its memory objects, and the object's name."""
+    wanted = {
+        inode: found.name
+        for (_, inode), found in tree.objects.items()
+        if found.kind is not ObjectKind.DELETED_FILE
+    }
+    if not wanted:
+        return None
+    for pid in tasks.list_pids():
+        if pid in tree.pids or pid in tree.memory.movers:
+            continue
+        with contextlib.suppress(OSError, ValueError):
+            for mapping in maps.read_maps(pid):
+                if mapping.inode in wanted and object_kind(mapping) is not None:
+                    return pid, wanted[mapping.inode]
+    return None
+
+
 def _scan_outside(pids: frozenset[Pid]) -> dict[str, tuple[tuple[Pid, Fd], ...]]:
     """List what the processes outside the tree have open, by link; only links that name no path."""
     found: dict[str, list[tuple[Pid, Fd]]] = defaultdict(list)
-    us = os.getpid()
     for pid in tasks.list_pids():
-        if pid in pids or pid == us:
+        if pid in pids:
             continue
         try:
             links = tasks.open_fds(pid)
         except (ProcessLookupError, PermissionError):
             continue
         for fd, link in links.items():
-            if not link.startswith("/"):
+            if not link.startswith("/") or link.startswith(_MEMFD):
                 found[link].append((pid, fd))
     return {link: tuple(holders) for link, holders in found.items()}
-
-

@@ -6,7 +6,6 @@ for.
 
 from __future__ import annotations
 
-import functools
 from typing import Any, TypeVar
 
 import msgspec
@@ -21,12 +20,17 @@ def encode(entry: object) -> bytes:
     return msgspec.msgpack.encode(entry)
 
 
-@functools.cache
-def _decoder(kind: Any) -> msgspec.msgpack.Decoder[Any]:
-    return msgspec.msgpack.Decoder(kind)
+_decoders: dict[object, msgspec.msgpack.Decoder[Any]] = {}
 
 
-def prime(*kinds: Any) -> None:
+def _decoder(kind: type[Entry]) -> msgspec.msgpack.Decoder[Entry]:
+    decoder = _decoders.get(kind)
+    if decoder is None:
+        decoder = _decoders[kind] = msgspec.msgpack.Decoder(kind)
+    return decoder
+
+
+def prime(*kinds: type[Any]) -> None:
     """Make the decoders of these types now: the first use of one costs a millisecond."""
     for kind in kinds:
         _decoder(kind)
@@ -39,8 +43,7 @@ def decode(raw: bytes | bytearray | memoryview, kind: type[Entry]) -> Entry:
         ImageError: The bytes are no such entry.
     """
     try:
-        entry: Entry = _decoder(kind).decode(raw)
-    except (msgspec.DecodeError, RecursionError) as error:
+        return _decoder(kind).decode(raw)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         name = getattr(kind, "__name__", str(kind))
         raise ImageError(f"the stream holds a malformed {name}: {error}") from None
-    return entry

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import ctypes
-import errno as _errno
 import os
-from typing import Any, NoReturn
+from typing import Any, Final, NoReturn
 
 from godwit.linux.arch import NR
 
@@ -19,13 +18,15 @@ _libc_locked = ctypes.PyDLL(None, use_errno=True)
 _syscall_locked = _libc_locked.syscall
 _syscall_locked.restype = ctypes.c_long
 
+_BY_ADDRESS: Final[tuple[Any, ...]] = (ctypes.Array, ctypes.Structure)
+
 
 def _argument(value: Any) -> Any:
     if isinstance(value, int):
         return ctypes.c_ulong(value & 0xFFFFFFFFFFFFFFFF)
     if isinstance(value, bytes):
         return ctypes.c_char_p(value)
-    if isinstance(value, ctypes.Array | ctypes.Structure):
+    if isinstance(value, _BY_ADDRESS):
         return ctypes.byref(value)
     return value
 
@@ -63,8 +64,3 @@ def syscall_locked(name: str, *args: Any) -> int:
 def is_error(result: int) -> bool:
     """Tell whether a raw result register holds -errno, as the kernel's IS_ERR_VALUE does."""
     return -4095 <= result < 0
-
-
-def error_name(result: int) -> str:
-    """Name the errno in a raw negative result: `EACCES`."""
-    return _errno.errorcode.get(-result, str(-result))

@@ -30,11 +30,6 @@ def same_file(pid1: Pid, fd1: Fd, pid2: Pid, fd2: Fd) -> bool:
     return _order(pid1, pid2, KCMP_FILE, fd1, fd2) == 0
 
 
-def file_order(pid1: Pid, fd1: Fd, pid2: Pid, fd2: Fd) -> int:
-    """Compare two open file descriptions: 0 the same, else 1 less or 2 greater, so they can be sorted."""
-    return _order(pid1, pid2, KCMP_FILE, fd1, fd2)
-
-
 def same_part(pid1: Pid, pid2: Pid, kind: int) -> bool:
     """Tell whether two tasks share their KCMP_VM, KCMP_FILES, KCMP_FS or KCMP_SIGHAND."""
     return _order(pid1, pid2, kind, 0, 0) == 0

@@ -24,7 +24,7 @@ def address_of(buffer: memoryview) -> int:
 
 
 def _vectors(runs: Sequence[tuple[int, int]]) -> ctypes.Array[_IoVec]:
-    return (_IoVec * len(runs))(*runs)
+    return (_IoVec * len(runs))(*(_IoVec(start, length) for start, length in runs))
 
 
 def read_runs(pid: Pid, runs: Sequence[tuple[RemoteAddr, int]], into: memoryview) -> int:

@@ -1,7 +1,9 @@
-"""Constants of mmap(2), mremap(2), madvise(2) and mlock(2)."""
+"""mmap(2), mremap(2), madvise(2) and mlock(2): constants, and where a mapping of ours lies."""
 
 from __future__ import annotations
 
+import ctypes
+import mmap
 from typing import Final
 
 PROT_NONE: Final = 0
@@ -31,8 +33,14 @@ MADV_HUGEPAGE: Final = 14
 MADV_NOHUGEPAGE: Final = 15
 MADV_DONTDUMP: Final = 16
 MADV_WIPEONFORK: Final = 18
+MADV_POPULATE_WRITE: Final = 23
 
 MLOCK_ONFAULT: Final = 1
 
 PR_SET_VMA: Final = 0x53564D41
 PR_SET_VMA_ANON_NAME: Final = 0
+
+
+def mapping_address(mapping: mmap.mmap) -> int:
+    """Return where a writable mapping starts in this process."""
+    return ctypes.addressof(ctypes.c_char.from_buffer(mapping))

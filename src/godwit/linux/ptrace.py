@@ -7,7 +7,6 @@ thread.
 from __future__ import annotations
 
 import ctypes
-import errno
 import os
 from dataclasses import dataclass
 from typing import Final
@@ -192,7 +191,7 @@ def get_xstate(tid: Tid) -> bytes:
     buffer = (ctypes.c_char * _XSTATE_LIMIT_BYTES)()
     iov = _IoVec(ctypes.addressof(buffer), _XSTATE_LIMIT_BYTES)
     _ptrace(PTRACE_GETREGSET, tid, NT_X86_XSTATE, iov)
-    return bytes(buffer[: iov.length])
+    return buffer.raw[: iov.length]
 
 
 def set_xstate(tid: Tid, state: bytes) -> None:
@@ -244,15 +243,6 @@ def get_robust_list(tid: Tid) -> tuple[RemoteAddr, int]:
     length = (ctypes.c_size_t * 1)()
     abi.syscall("get_robust_list", tid, head, length)
     return RemoteAddr(int(head[0])), int(length[0])
-
-
-def has_rseq_request() -> bool:
-    """Tell whether this kernel knows PTRACE_GET_RSEQ_CONFIGURATION (Linux 5.13)."""
-    try:
-        get_rseq(Tid(0))
-    except OSError as error:
-        return error.errno != errno.EIO
-    return True
 
 
 def kill_thread(pid: Pid, tid: Tid, signal: int) -> None:

@@ -19,6 +19,7 @@ from godwit.resources.outline import DemandEntry, OutlineEntry
 from godwit.types import PAGE_SIZE, Pid
 
 CAP_SYS_RESOURCE: Final = 24
+_PID_LIMIT: Final = 1 << 22  # PID_MAX_LIMIT
 _REAPED_WITHIN_S: Final = 2.0
 
 # What a program may have found with CPUID and chosen code for. Flags that only the kernel uses differ
@@ -52,7 +53,7 @@ def problem(header: HeaderEntry, shape: OutlineEntry) -> str:
     tids = [tid for identity in shape.identities for tid in identity.tids]
     if len(set(pids)) != len(pids) or len(set(tids)) != len(tids):
         return "a pid occurs twice"
-    if any(not 1 < pid < 1 << 22 for pid in (*pids, *tids)):
+    if any(not 1 < pid < _PID_LIMIT for pid in (*pids, *tids)):
         return "a pid is out of range"
     seen: set[int] = set()
     for identity in shape.identities:
@@ -68,11 +69,20 @@ def problem(header: HeaderEntry, shape: OutlineEntry) -> str:
         wrong = memory.space_problem(space.vmas)
         if wrong:
             return f"pid {space.pid}: {wrong}"
+        if any(start % PAGE_SIZE or end % PAGE_SIZE or not 0 < start < end for start, end in space.resident):
+            return f"pid {space.pid} has an impossible run of pages"
         if any(vma.file >= len(shape.path_files) for vma in space.vmas):
             return f"pid {space.pid} maps a file that is not listed"
-    if any(not file.path.startswith(b"/") or b"\0" in file.path for file in shape.path_files):
-        return "a file has no absolute path"
+    if any(not _is_path(file) for file in shape.path_files):
+        return "a file has no absolute path or an impossible mode"
+    ids = [(each.pgid, each.sid, each.ppid, each.exit_signal) for each in shape.identities]
+    if any(not 0 <= number < _PID_LIMIT for group in ids for number in group):
+        return "a process has an impossible group, session, parent or signal"
     return ""
+
+
+def _is_path(file: pathfile.PathFileEntry) -> bool:
+    return file.path.startswith(b"/") and b"\0" not in file.path and 0 <= file.mode < 1 << 16
 
 
 def refusals(
@@ -87,6 +97,8 @@ def refusals(
     if header.architecture != MACHINE:
         return
     wrong = problem(header, shape)
+    if any(entry.file is not None and not _is_path(entry.file) for entry in demand.files):
+        wrong = wrong or "an open file has no absolute path or an impossible mode"
     if wrong:
         raise ImageError(f"the image is malformed: {wrong}")
     ours = vdso_digest()

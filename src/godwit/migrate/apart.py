@@ -28,7 +28,7 @@ _RESULT: Final = b"r"
 _ERROR: Final = b"e"
 
 
-class WorkerDied(Exception):
+class WorkerDied(Exception):  # noqa: N818  # an event that callers settle, never an answer to the user
     """The child ended without a result. The argument is its wait status."""
 
 
@@ -71,7 +71,7 @@ def run(
     kind: type[Result],
     progress: Progress,
     *,
-    on_start: Callable[[int], None] = lambda pid: None,
+    on_start: Callable[[int], None] = lambda _: None,
 ) -> Result:
     """Run `work` in a child and return what it returns.
 

@@ -15,7 +15,7 @@ from godwit.wire.frames import FrameKind
 _STEP_BYTES: Final = 1 << 20
 
 
-class Closed(ConnectionError):
+class Closed(ConnectionError):  # noqa: N818  # the end of a stream, which need not be an error
     """The other side ended the stream, or the file ends."""
 
 

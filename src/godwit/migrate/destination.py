@@ -12,14 +12,13 @@ import time
 from dataclasses import dataclass
 from typing import Final
 
-import godwit
+from godwit import __version__
 from godwit.engine import pod
 from godwit.engine.build import Builder
 from godwit.errors import DestinationError, GodwitError, ImageError, MigrationError, Survivor
 from godwit.images import codec
 from godwit.linux.arch import MACHINE
 from godwit.migrate import admit, apart, faults, journal, receiving, settle
-from godwit.migrate.apart import Line
 from godwit.migrate.channel import Channel, Closed
 from godwit.migrate.entries import (
     AnswerEntry,
@@ -64,7 +63,7 @@ def serve(channel: Channel) -> Received:
         return _answer(channel, codec.decode(payload, QueryEntry))
     header = codec.decode(payload, HeaderEntry)
     try:
-        return apart.run(lambda line: _receive(channel, header, line), Received, silent)
+        return apart.run(lambda _: _receive(channel, header), Received, silent)
     except apart.WorkerDied:
         outcome = settle.destination(header.migration)
         return Received(migration=header.migration, pid=outcome.pid)
@@ -79,11 +78,12 @@ def _answer(channel: Channel, query: QueryEntry) -> Received:
     return Received(migration=query.migration, pid=0)
 
 
-def _receive(channel: Channel, header: HeaderEntry, line: Line[Received]) -> Received:
+def _receive(channel: Channel, header: HeaderEntry) -> Received:
     """Build what the source sends; tell the source of any failure before GO."""
     builder = Builder(in_pod=True)
     try:
-        _build(channel, builder, header)
+        with receiving.honest():
+            _build(channel, builder, header)
         faults.at(ROLE, "built")
     except (GodwitError, OSError) as error:
         builder.destroy()
@@ -110,9 +110,7 @@ def _as_godwit(error: Exception) -> GodwitError:
 
 
 def _build(channel: Channel, builder: Builder, header: HeaderEntry) -> None:
-    hello = HelloEntry(
-        version=godwit.__version__, architecture=MACHINE, hostname=os.fsencode(os.uname().nodename)
-    )
+    hello = HelloEntry(version=__version__, architecture=MACHINE, hostname=os.fsencode(os.uname().nodename))
     greeted_ns = time.monotonic_ns()
     channel.send(FrameKind.HELLO, codec.encode(hello))
     faults.at(ROLE, "greeted")
@@ -209,4 +207,3 @@ def _report_running(channel: Channel, watch: Stopwatch, header: HeaderEntry) -> 
         faults.at(ROLE, "told")
         channel.expect(FrameKind.END)
         journal.remove(header.migration, ROLE)
-

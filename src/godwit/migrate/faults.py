@@ -12,9 +12,7 @@ from typing import Final
 SOURCE_STEPS: Final = (
     "connected planned prepared frozen captured sent ready committed parked unlocked gone killed".split()
 )
-DESTINATION_STEPS: Final = (
-    "greeted prepared received built parked journalled released told".split()
-)
+DESTINATION_STEPS: Final = "greeted prepared received built parked journalled released told".split()
 
 
 def at(role: str, step: str) -> None:

@@ -151,7 +151,7 @@ def remove(migration: str, role: str) -> None:
 
 def every() -> tuple[Record, ...]:
     """Return all records, oldest first."""
-    found = []
+    found: list[Record] = []
     for path in sorted(directory().glob("*.json"), key=lambda path: path.stat().st_mtime_ns):
         with contextlib.suppress(FileNotFoundError, msgspec.DecodeError):
             found.append(_DECODER.decode(path.read_bytes()))

@@ -42,7 +42,7 @@ def serve_connection(connection: socket.socket, certs: Path) -> None:
 
 
 def serve_tls(
-    listen: str, certs: Path, *, once: bool = False, ready: Callable[[str], None] = lambda address: None
+    listen: str, certs: Path, *, once: bool = False, ready: Callable[[str], None] = lambda _: None
 ) -> None:
     """Receive moves on a TLS port, each in a process of its own.
 
@@ -54,7 +54,7 @@ def serve_tls(
     """
     require_root()
     if not once:
-        signal.signal(signal.SIGCHLD, lambda number, frame: _reap())
+        signal.signal(signal.SIGCHLD, _reap)
     host, _, port = listen.rpartition(":")
     if not port.isdigit():
         raise RequestError(f"not an address to listen on: {listen!r}", remedy="say host:port")
@@ -84,7 +84,7 @@ def _serve_in_child(connection: socket.socket, certs: Path) -> None:
         os._exit(0)
 
 
-def _reap() -> None:
+def _reap(*_: object) -> None:
     with contextlib.suppress(ChildProcessError):
         while os.waitpid(-1, os.WNOHANG)[0]:
             pass

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import struct
+from collections.abc import Iterator
 from typing import Any
 
 from godwit.engine.build import Builder
@@ -18,6 +21,18 @@ from godwit.resources.process import ProcessState, TreeEntry
 from godwit.types import PAGE_SIZE
 from godwit.wire import frames
 from godwit.wire.frames import FrameKind
+
+
+@contextlib.contextmanager
+def honest() -> Iterator[None]:
+    """Turn what numbers out of range do to the block into the error that they are.
+
+    Entries are checked where a wrong one could do harm; elsewhere the kernel's structures refuse them.
+    """
+    try:
+        yield
+    except (struct.error, OverflowError, ValueError, KeyError, IndexError) as error:
+        raise ImageError(f"the image is malformed: {type(error).__name__}: {error}") from error
 
 
 def read_outline(payload: memoryview) -> tuple[OutlineEntry, DemandEntry, ClockEntry]:
@@ -49,7 +64,7 @@ def check_tree(header: HeaderEntry, tree: TreeEntry) -> None:
 def read_files(payload: memoryview) -> tuple[tuple[FileKind, Any], ...]:
     """Decode a FILES frame. Raises ImageError."""
     found = codec.decode(payload, FilesEntry)
-    decoded = []
+    decoded: list[tuple[FileKind, Any]] = []
     for file in found.files:
         kind = registry.kind_by_tag(file.tag)
         decoded.append((kind, codec.decode(file.body, kind.entry)))

@@ -49,7 +49,7 @@ class Stopwatch:
     """Notes how long each step took."""
 
     started_ns: int = field(default_factory=time.monotonic_ns)
-    steps: list[tuple[str, float]] = field(default_factory=list)
+    steps: list[tuple[str, float]] = field(default_factory=list[tuple[str, float]])
     _last_ns: int = field(default_factory=time.monotonic_ns)
 
     def lap(self, name: str) -> float:

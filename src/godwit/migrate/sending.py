@@ -18,7 +18,6 @@ from godwit.wire import frames
 from godwit.wire.frames import FrameKind
 
 
-
 def header_of(view: TreeView, machine: MachineEntry, migration: str, version: str) -> HeaderEntry:
     """Describe a stream about a tree."""
     private = sum(

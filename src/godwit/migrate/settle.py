@@ -28,6 +28,7 @@ from godwit.wire.frames import FrameKind
 
 Connect = Callable[[str], Channel]
 STILL_UNDECIDED: Final = "still undecided"
+LATER: Final = "run `godwit recover` when it can be reached again; until then the copy here stays stopped"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,7 +135,7 @@ def retake_locks(tree: freeze.FrozenTree, record: Record) -> None:
 
 def everything(connect: Connect) -> tuple[Recovered, ...]:
     """Settle every move that is left undecided on this machine, as far as it can be."""
-    found = []
+    found: list[Recovered] = []
     for record in journal.every():
         if record.role == "destination":
             if abandoned(record):
@@ -178,4 +179,3 @@ def _stopped(member: Member) -> bool:
     with contextlib.suppress(ProcessLookupError):
         return _alive(member) and not member.stopped and stat.read(Pid(member.pid)).state == "T"
     return False
-

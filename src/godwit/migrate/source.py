@@ -11,24 +11,22 @@ import os
 import secrets
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
-from typing import Any, Final
+from dataclasses import replace
 
-import godwit
+from godwit import __version__
 from godwit.engine import capture, clocks, freeze, plan, view
 from godwit.engine.freeze import FrozenTree
 from godwit.engine.plan import Plan
 from godwit.engine.view import TreeView
 from godwit.errors import (
     GodwitError,
-    ImageError,
     InternalError,
     MigrationError,
     RefusedError,
     Survivor,
 )
 from godwit.images import codec
-from godwit.migrate import apart, faults, journal, sending, settle
+from godwit.migrate import apart, commit, faults, journal, sending, settle
 from godwit.migrate.apart import Line
 from godwit.migrate.channel import Channel, Closed
 from godwit.migrate.entries import (
@@ -39,54 +37,13 @@ from godwit.migrate.entries import (
     VerdictEntry,
     error_from,
 )
-from godwit.migrate.journal import Member, Record, State
-from godwit.migrate.report import Progress, ProgressEvent, Report, Stopwatch, silent
-from godwit.procfs import stat, status
-from godwit.resources import fdtable
+from godwit.migrate.journal import Record
+from godwit.migrate.move import ROLE, Move
+from godwit.migrate.report import Progress, Report, Stopwatch, silent
 from godwit.resources.base import Disposition, Finding
 from godwit.resources.outline import ClockEntry
-from godwit.resources.process import MachineEntry, TreeEntry
-from godwit.tracee import calls
-from godwit.tracee.task import Tracee
 from godwit.types import Pid, Tid
 from godwit.wire.frames import FrameKind
-
-ROLE: Final = "source"
-_ASK_AGAIN_S: Final = 20.0
-
-
-@dataclass(slots=True)
-class _Move:
-    """One move under way at its source."""
-
-    pid: Pid
-    host: str
-    connect: Callable[[], Channel]
-    line: Line[Any]
-    deadline: float | None
-    migration: str
-    watch: Stopwatch
-    memory: view.Memory
-    machine: MachineEntry | None = None
-    destination: str = ""
-    pages: int = 0
-    frozen_at: float = 0.0
-    buffer: bytearray = field(default_factory=bytearray)
-
-    def tell(self, stage: str, done: int = 0, total: int = 0, message: str = "") -> None:
-        self.line.progress(
-            ProgressEvent(stage=stage, done_bytes=done, total_bytes=total, message=message)
-        )
-
-    def check(self) -> None:
-        """Raise if the user gave up or the time is over. Before the commit only."""
-        self.line.give_up_if_cancelled()
-        if self.deadline is not None and time.monotonic() > self.deadline:
-            raise MigrationError(
-                "the move took longer than allowed and was undone",
-                survivor=Survivor.SOURCE,
-                remedy="allow more with --timeout",
-            )
 
 
 def inspect(pid: Pid) -> Plan:
@@ -99,7 +56,7 @@ def inspect_for(pid: Pid, found: Plan, connect: Callable[[], Channel]) -> Plan:
     """Ask a machine whether it would take the tree; return the plan with what it refuses added."""
 
     def work(line: Line[VerdictEntry]) -> VerdictEntry:
-        move = _Move(pid, "", connect, line, None, secrets.token_hex(16), Stopwatch(), view.Memory())
+        move = Move(pid, "", connect, line, None, secrets.token_hex(16), Stopwatch(), view.of_mover())
         with contextlib.closing(connect()) as channel:
             try:
                 _prepare(move, channel)
@@ -139,7 +96,7 @@ def migrate(
 
     def work(line: Line[Report]) -> Report:
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
-        move = _Move(pid, host, connect, line, deadline, migration, Stopwatch(), view.Memory())
+        move = Move(pid, host, connect, line, deadline, migration, Stopwatch(), view.of_mover())
         return _run(move)
 
     try:
@@ -165,13 +122,13 @@ def _settled(record: Record, host: str, connect: settle.Connect, what: str) -> M
         return MigrationError(
             f"{what} after the commit, and {host} does not answer ({error})",
             survivor=Survivor.UNDECIDED,
-            remedy="run `godwit recover` when it can be reached again; until then the copy here stays stopped",
+            remedy=settle.LATER,
         )
     survivor = Survivor.SOURCE if outcome.pid else Survivor.DESTINATION
     return MigrationError(f"{what} after the commit; {outcome.outcome}", survivor=survivor)
 
 
-def _run(move: _Move) -> Report:
+def _run(move: Move) -> Report:
     with contextlib.closing(_open(move)) as channel:
         faults.at(ROLE, "connected")
         try:
@@ -189,12 +146,12 @@ def _run(move: _Move) -> Report:
             ) from error
 
 
-def _open(move: _Move) -> Channel:
+def _open(move: Move) -> Channel:
     move.tell("inspect")
     return move.connect()
 
 
-def _converse(move: _Move, channel: Channel) -> Report:
+def _converse(move: Move, channel: Channel) -> Report:
     plan.check_target(move.pid)
     plan.movable(move.pid, move.memory)
     faults.at(ROLE, "planned")
@@ -205,17 +162,16 @@ def _converse(move: _Move, channel: Channel) -> Report:
     move.check()
     move.watch.lap("prepare")
     move.tell("freeze")
-    with freeze.beside(Tid(move.pid)):
-        with _frozen(move) as (frozen, tree):
-            return _move_frozen(move, channel, frozen, tree)
+    with freeze.beside(Tid(move.pid)), _frozen(move) as (frozen, tree):
+        return _move_frozen(move, channel, frozen, tree)
 
 
-def _prepare(move: _Move, channel: Channel) -> None:
+def _prepare(move: Move, channel: Channel) -> None:
     """Tell the destination what comes, and wait until all that can be prepared is."""
     move.tell("plan")
     tree, machine = view.settled(move.pid, move.memory, capture.machine)
     move.machine = machine
-    header = sending.header_of(tree, machine, move.migration, godwit.__version__)
+    header = sending.header_of(tree, machine, move.migration, __version__)
     channel.open_stream()
     channel.send(FrameKind.HEADER, codec.encode(header))
     channel.accept_stream()
@@ -249,7 +205,7 @@ def _expect(channel: Channel, *kinds: FrameKind) -> tuple[FrameKind, memoryview]
 
 
 @contextlib.contextmanager
-def _frozen(move: _Move) -> Iterator[tuple[FrozenTree, TreeView]]:
+def _frozen(move: Move) -> Iterator[tuple[FrozenTree, TreeView]]:
     """Freeze the tree in a state that can be carried; thaw it at the end of the block.
 
     What it opened since it was looked at may be in the way, and often is for a moment only.
@@ -269,7 +225,7 @@ def _frozen(move: _Move) -> Iterator[tuple[FrozenTree, TreeView]]:
         move.check()
 
 
-def _move_frozen(move: _Move, channel: Channel, frozen: FrozenTree, tree: TreeView) -> Report:
+def _move_frozen(move: Move, channel: Channel, frozen: FrozenTree, tree: TreeView) -> Report:
     assert move.machine is not None
     machine = capture.machine_now(move.machine, tree)
     captured = capture.capture(frozen, tree, machine)
@@ -296,133 +252,5 @@ def _move_frozen(move: _Move, channel: Channel, frozen: FrozenTree, tree: TreeVi
     move.watch.lap("ready")
     move.watch.steps += [(f"destination {name}", ms) for name, ms in ready.steps]
     move.check()
-    return _commit(move, channel, frozen, captured.tree, ready)
-
-
-def _record(move: _Move, frozen: FrozenTree, tree: TreeEntry) -> Record:
-    identities = [process.identity for process in tree.processes]
-    by_inner = {identity.pid: identity for identity in identities}
-    inner_of = {pid: status.read(pid).nspid[-1] for pid in frozen.tracees}
-    return Record(
-        migration=move.migration,
-        role=ROLE,
-        state=State.COMMITTED,
-        peer=move.host,
-        members=tuple(
-            Member(
-                pid=pid,
-                starttime=stat.read(pid).starttime,
-                inner=inner_of[pid],
-                stopped=by_inner[inner_of[pid]].state.value == "stopped",
-            )
-            for pid in frozen.tracees
-        ),
-        locks=tree.locks,
-    )
-
-
-def _commit(move: _Move, channel: Channel, frozen: FrozenTree, tree: TreeEntry, ready: ReadyEntry) -> Report:
-    move.tell("commit")
-    record = _record(move, frozen, tree)
-    # The record first: it names whom to wake should we die while they are being parked. GO has surely
-    # not been sent by then, and the destination will say so.
-    journal.write(record)
-    faults.at(ROLE, "committed")
-    frozen.park()
-    faults.at(ROLE, "parked")
-    try:
-        _drop_locks(frozen, record)
-        faults.at(ROLE, "unlocked")
-        channel.send(FrameKind.GO)
-        faults.at(ROLE, "gone")
-        kind, payload = channel.expect(FrameKind.RUNNING, FrameKind.ABORT)
-    except (OSError, ImageError) as error:
-        return _after_lost_go(move, frozen, record, str(error))
-    if kind is FrameKind.ABORT:
-        _take_back(frozen, record)
-        raise error_from(codec.decode(payload, ErrorEntry))
-    freeze_ms = (time.monotonic() - move.frozen_at) * 1000
-    running = codec.decode(payload, RunningEntry)
-    frozen.kill()
-    faults.at(ROLE, "killed")
-    journal.remove(move.migration, ROLE)
-    with contextlib.suppress(OSError):
-        channel.send(FrameKind.END)
-    move.watch.lap("commit")
-    move.watch.steps += [(f"destination {name}", ms) for name, ms in running.steps]
-    move.tell("done")
-    return _report(move, channel, tree, ready.pid, freeze_ms)
-
-
-def _report(move: _Move, channel: Channel, tree: TreeEntry, pid: int, freeze_ms: float) -> Report:
-    return Report(
-        migration=move.migration,
-        strategy="stopcopy",
-        freeze_ms=round(freeze_ms, 3),
-        total_ms=round(move.watch.total_ms(), 3),
-        bytes_sent=channel.bytes_sent,
-        pages=move.pages,
-        rounds=1,
-        source=os.uname().nodename,
-        destination=move.destination,
-        pid=pid,
-        survivor=Survivor.DESTINATION.value,
-        processes=len(tree.processes),
-        threads=sum(len(process.threads) for process in tree.processes),
-        steps=tuple(move.watch.steps),
-    )
-
-
-def _drop_locks(frozen: FrozenTree, record: Record) -> None:
-    """Let record locks go, so that the destination can take them."""
-    outer = {member.inner: Pid(member.pid) for member in record.members}
-    for lock in record.locks:
-        leader = frozen.leader(outer[lock.holder])
-        _inject(leader, *fdtable.lock_call(lock, take=False))
-
-
-def _inject(leader: Tracee, name: str, arguments: tuple[int | bytes, ...]) -> None:
-    leader.save()
-    with calls.opened(leader) as workshop:
-        workshop.call(leader, name, *arguments)
-    leader.restore()
-
-
-def _take_back(frozen: FrozenTree, record: Record) -> None:
-    """Undo a commit that the destination has turned down: the process is ours again."""
-    frozen.unpark()
-    if record.locks:
-        for task in frozen.threads():
-            task.save()
-        settle.retake_locks(frozen, record)
-    journal.remove(record.migration, ROLE)
-
-
-def _after_lost_go(move: _Move, frozen: FrozenTree, record: Record, why: str) -> Report:
-    """The line broke when GO may have arrived: ask again, on a new one, what became of it."""
-    deadline = time.monotonic() + _ASK_AGAIN_S
-    last = why
-    while time.monotonic() < deadline:
-        try:
-            with contextlib.closing(move.connect()) as channel:
-                state = settle.ask(channel, record.migration)
-        except (GodwitError, OSError) as error:
-            last = str(error)
-            move.line.wait(0.2)
-            continue
-        if state is State.RUNNING:
-            frozen.kill()
-            journal.remove(record.migration, ROLE)
-            raise MigrationError(
-                f"the line broke after the commit ({why}); it runs at {move.host}",
-                survivor=Survivor.DESTINATION,
-            )
-        _take_back(frozen, record)
-        raise MigrationError(f"the line broke before the commit arrived ({why})", survivor=Survivor.SOURCE)
-    # Letting go of a parked thread leaves it stopped.
-    raise MigrationError(
-        f"{move.host} does not answer since the commit ({last})",
-        survivor=Survivor.UNDECIDED,
-        remedy="run `godwit recover` when it can be reached again; until then the copy here stays stopped",
-    )
-
+    record = commit.record_of(move, tree, captured.tree)
+    return commit.commit(move, channel, frozen, captured.tree, record, ready.pid)

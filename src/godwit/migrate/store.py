@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-import godwit
+from godwit import __version__
 from godwit.engine import capture, clocks, freeze, plan, pod, view
 from godwit.engine.build import Builder
 from godwit.engine.freeze import FrozenTree
@@ -105,7 +105,7 @@ def _written(directory: Path) -> Iterator[Channel]:
 
 def _checkpoint(pid: Pid, directory: Path, line: Line[Report], *, leave_running: bool) -> Report:
     watch = Stopwatch()
-    memory = view.Memory()
+    memory = view.of_mover()
     line.progress(ProgressEvent(stage="inspect"))
     plan.movable(pid, memory)
     view.settled(pid, memory, capture.outline)
@@ -132,7 +132,7 @@ def _write_frozen(
     tree = view.look(pid, memory)
     plan.plan_frozen(tree).obey()
     machine = capture.machine(tree)
-    header = sending.header_of(tree, machine, secrets.token_hex(16), godwit.__version__)
+    header = sending.header_of(tree, machine, secrets.token_hex(16), __version__)
     shape, demand = capture.outline(tree)
     captured = capture.capture(frozen, tree, machine)
     watch.lap("capture")
@@ -171,9 +171,7 @@ def _write_frozen(
 
 
 def _finished(report: Report, freeze_ms: float, watch: Stopwatch) -> Report:
-    return replace(
-        report, freeze_ms=freeze_ms, total_ms=round(watch.total_ms(), 3), steps=tuple(watch.steps)
-    )
+    return replace(report, freeze_ms=freeze_ms, total_ms=round(watch.total_ms(), 3), steps=tuple(watch.steps))
 
 
 # --- back -------------------------------------------------------------------------------------
@@ -240,7 +238,9 @@ def restore(directory: Path, *, pod: bool, progress: Progress) -> Restored:
         )
     if not pod:
         built = _restore(directory, progress, in_pod=False, status_fd=None)
-        return Restored(root_pid=built.root_pid, inner_pid=built.inner_pid, pod_init=None, report=built.report)
+        return Restored(
+            root_pid=built.root_pid, inner_pid=built.inner_pid, pod_init=None, report=built.report
+        )
     reading, writing = os.pipe()
     try:
         built = apart.run(
@@ -275,8 +275,9 @@ def _restore(directory: Path, progress: Progress, *, in_pod: bool, status_fd: Fd
     with opened as fd:
         channel = Channel(FdPipe(fd.number, -1))
         try:
-            header = _open_image(channel)
-            return _rebuild(channel, header, watch, progress, in_pod=in_pod, status_fd=status_fd)
+            with receiving.honest():
+                header = _open_image(channel)
+                return _rebuild(channel, header, watch, progress, in_pod=in_pod, status_fd=status_fd)
         except Closed as error:
             raise ImageError(
                 f"the image {path} is truncated: {error}", remedy="copy it again from the original"
@@ -357,4 +358,3 @@ def _admit(header: HeaderEntry, shape: OutlineEntry, demand: DemandEntry, *, in_
     if taken is not None:
         raise BusyError(f"{taken.what} is taken: {taken.why}", remedy=taken.remedy)
     raise RefusedError(refusals)
-

@@ -36,7 +36,11 @@ def certs_directory() -> Path:
     """Return where our own identity lies: $GODWIT_CERTS, a node's, the system's, or the user's."""
     named = os.environ.get("GODWIT_CERTS")
     places = [Path(named)] if named else []
-    places += [Path("/run/godwit/certs"), Path("/etc/godwit/certs"), Path("~/.config/godwit/certs").expanduser()]
+    places += [
+        Path("/run/godwit/certs"),
+        Path("/etc/godwit/certs"),
+        Path("~/.config/godwit/certs").expanduser(),
+    ]
     for place in places:
         if (place / "node.key").exists():
             return place
@@ -148,7 +152,8 @@ def _connect_ssh(host: str) -> Channel:
         child = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0)
     except FileNotFoundError as error:
         raise DestinationError(f"no program {words[0]!r}", remedy="install openssh-client") from error
-    assert child.stdin is not None and child.stdout is not None
+    assert child.stdin is not None
+    assert child.stdout is not None
     stdin, stdout = child.stdin, child.stdout
 
     def close() -> None:

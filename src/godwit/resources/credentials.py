@@ -18,7 +18,6 @@ PR_CAPBSET_DROP: Final = 24
 PR_SET_NO_NEW_PRIVS: Final = 38
 PR_CAP_AMBIENT: Final = 47
 PR_CAP_AMBIENT_RAISE: Final = 2
-PR_CAP_AMBIENT_CLEAR_ALL: Final = 4
 PR_SET_CHILD_SUBREAPER: Final = 36
 PR_GET_CHILD_SUBREAPER: Final = 37
 
@@ -119,9 +118,9 @@ def _become(entry: CredentialsEntry, batch: Batch) -> None:
     batch.add("setfsgid", entry.gids[3])
     batch.add("setresuid", *entry.uids[:3])
     batch.add("setfsuid", entry.uids[3])
-    if not entry.securebits & ~_SECBIT_KEEP_CAPS == _SECBIT_NO_SETUID_FIXUP:
+    if entry.securebits & ~_SECBIT_KEEP_CAPS != _SECBIT_NO_SETUID_FIXUP:
         batch.add("prctl", PR_SET_SECUREBITS, entry.securebits, 0, 0, 0)
-    words = []
+    words: list[int] = []
     for shift in (0, 32):
         words += [
             part >> shift & 0xFFFFFFFF for part in (entry.effective, entry.permitted, entry.inheritable)

@@ -19,6 +19,7 @@ from godwit.types import Fd, FileId
 F_SETOWN_EX: Final = 15
 F_GETOWN_EX: Final = 16
 F_SETSIG: Final = 10
+F_OWNER_PGRP: Final = 2
 F_GETSIG: Final = 11
 F_OFD_SETLK: Final = 37
 SETTABLE_FLAGS: Final = os.O_APPEND | os.O_NONBLOCK | os.O_ASYNC | os.O_DIRECT | os.O_NOATIME
@@ -60,25 +61,38 @@ class LockEntry:
     fd: int  # a number under which the holder has the file
 
 
-def collect_common(file: OpenFile, inner: Mapping[int, int]) -> CommonEntry:
-    """Note flags and SIGIO owner. `inner` maps our pids to the tree's own."""
+def collect_common(
+    file: OpenFile, inner: Mapping[int, int], inner_groups: Mapping[int, int]
+) -> CommonEntry:
+    """Note flags and SIGIO owner.
+
+    Args:
+        file: The file.
+        inner: Our pids and tids to the tree's own.
+        inner_groups: Our process groups to the tree's own.
+
+    Raises:
+        UnsupportedStateError: The owner is not of the tree.
+    """
     flags = file.info.flags
     if flags & os.O_PATH:
         return CommonEntry(file_id=file.file_id, flags=flags)
     with file.duplicate() as fd:
         kind, owner = _OWNER.unpack(fcntl.fcntl(fd.number, F_GETOWN_EX, bytes(8)))
         signal = fcntl.fcntl(fd.number, F_GETSIG)
-    if owner and owner not in inner:
-        if flags & os.O_ASYNC:
-            raise file.refuse(
-                "SIGIO owner outside the tree", f"pid {owner} gets its signals", "turn O_ASYNC off"
-            )
-        owner = 0
+    known = inner_groups if kind == F_OWNER_PGRP else inner
+    if owner and owner not in known:
+        raise file.refuse(
+            "SIGIO owner outside the tree",
+            f"{'group' if kind == F_OWNER_PGRP else 'pid'} {owner}, which does not move along, gets signals"
+            " about it",
+            "take the ownership back with F_SETOWN",
+        )
     return CommonEntry(
         file_id=file.file_id,
         flags=flags,
         owner_type=kind if owner else 0,
-        owner=inner[owner] if owner else 0,
+        owner=known[owner] if owner else 0,
         owner_signal=signal,
     )
 
@@ -108,7 +122,7 @@ def owner_calls(entry: CommonEntry, fd: int) -> list[tuple[str, tuple[int | byte
 
 def collect_locks(file: OpenFile, inner: Mapping[int, int]) -> list[LockEntry]:
     """Note the locks that fdinfo shows for the file."""
-    found = []
+    found: list[LockEntry] = []
     for lock in file.info.locks:
         holder = file.holders[0]
         if lock.kind == "POSIX":

@@ -62,5 +62,3 @@ def restore_oom(entry: LimitsEntry, pid: Pid) -> None:
     with open(path, "r+b", buffering=0) as file:
         if int(file.read()) != entry.oom_score_adj:
             file.write(str(entry.oom_score_adj).encode())
-
-

@@ -120,7 +120,7 @@ def refusal(mapping: Mapping, pid: int) -> Refusal | None:
             why="rings of io_setup(2) are not carried yet",
             remedy="turn native AIO off in the program",
         )
-    if name.startswith("anon_inode:") or name.startswith("/anon_hugepage"):
+    if name.startswith(("anon_inode:", "/anon_hugepage")):
         return Refusal(what=f"mapping of {name}", where=where, why="not carried yet", remedy="")
     return None
 
@@ -164,7 +164,7 @@ def entry_of(mapping: Mapping, *, file: int = -1, object_id: int = 0) -> VmaEntr
     )
 
 
-def collect_layout(batch: Batch, stat: TaskStat, auxv_address: int = 0) -> Callable[[], tuple[int, ...]]:
+def collect_layout(batch: Batch, stat: TaskStat) -> Callable[[], tuple[int, ...]]:
     """Queue the question for the program break; the answer is the layout for PR_SET_MM_MAP."""
     break_index = batch.add("brk", 0)
 

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from godwit.errors import DestinationError
+from godwit.linux import mman
 from godwit.types import PAGE_SIZE, Fd, OwnedFd, page_ceil, page_floor
 
 F_ADD_SEALS: Final = 1033
@@ -126,9 +127,7 @@ def _shared_anonymous(size_bytes: int) -> OwnedFd:
     # The file behind such a mapping has no name; the mapping's entry in /proc leads to it.
     length = max(page_ceil(size_bytes), PAGE_SIZE)
     with mmap.mmap(-1, length, flags=mmap.MAP_SHARED | mmap.MAP_ANONYMOUS) as mapping:
-        import ctypes
-
-        start = ctypes.addressof(ctypes.c_char.from_buffer(mapping))
+        start = mman.mapping_address(mapping)
         path = f"/proc/self/map_files/{start:x}-{start + length:x}"
         return OwnedFd(os.open(path, os.O_RDWR | os.O_CLOEXEC))
 

@@ -19,6 +19,7 @@ class SpaceEntry:
     pid: int
     vmas: tuple[VmaEntry, ...]
     vdso_digest: bytes
+    resident: tuple[tuple[int, int], ...] = ()  # runs of private pages to come, as far as known
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

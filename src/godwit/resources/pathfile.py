@@ -150,7 +150,9 @@ def find(entry: PathFileEntry, *, written: bool, what: str, running: bool = Fals
         return _equal_content(entry, status, refuse_with=refuse)
 
 
-def _equal_content(entry: PathFileEntry, status: os.stat_result, refuse_with: Callable[[str, str], Refusal]) -> Refusal | None:
+def _equal_content(
+    entry: PathFileEntry, status: os.stat_result, refuse_with: Callable[[str, str], Refusal]
+) -> Refusal | None:
     if status.st_size != entry.size_bytes:
         return refuse_with(
             f"{entry.size_bytes} bytes long at the source, {status.st_size} at the destination",
@@ -175,4 +177,3 @@ def _equal_content(entry: PathFileEntry, status: os.stat_result, refuse_with: Ca
         "too large to compare by content, and its date differs at the destination",
         "copy it there with its date (cp --preserve)",
     )
-

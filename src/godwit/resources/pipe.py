@@ -230,8 +230,9 @@ def _is_filled(reader: OwnedFd, entry: PipeEntry) -> bool:
         found = _read_pieces(copy.number, total)
     if b"".join(found) == b"".join(entry.unread):
         return True
+    name = os.fsdecode(entry.named.path) if entry.named else ""
     raise DestinationError(
-        f"the fifo {os.fsdecode(entry.named.path) if entry.named else ''} holds {total} bytes of somebody else",
+        f"the fifo {name} holds {total} bytes of somebody else",
         remedy="empty it, or end who uses it there",
     )
 

@@ -57,7 +57,7 @@ def nameless(file: OpenFile) -> bool:
     return file.link.endswith(_DELETED) and not os.path.lexists(file.link)
 
 
-def inspect(file: OpenFile, tree: Tree) -> Finding:
+def inspect(file: OpenFile, tree: Tree) -> Finding:  # noqa: ARG001
     """Find a named file reachable by path, a nameless one carried whole."""
     what = "directory" if stat.S_ISDIR(file.mode) else "file"
     for lock in file.info.locks:

@@ -129,22 +129,22 @@ class Workshop:
         single_call(task, self.gadget, "munmap", self.address, WORKSHOP_BYTES)
 
 
-def map_workshop(task: Tracee, address: int = 0, *, frames: bool = False) -> Workshop:
+def map_workshop(
+    task: Tracee, address: int = 0, *, frames: bool = False, gadget: int = 0
+) -> Workshop:
     """Map a workshop into the task's process: at `address`, or where the kernel likes.
 
     The task must have been saved. The caller unmaps it.
     """
     with mem.open_memory(task.pid) as memory:
-        gadget = find_gadget(task, memory)
+        known = RemoteAddr(gadget) if gadget else find_gadget(task, memory)
         flags = mman.MAP_PRIVATE | mman.MAP_ANONYMOUS
         if address:
             flags |= mman.MAP_FIXED_NOREPLACE
         protection = mman.PROT_READ | mman.PROT_WRITE | mman.PROT_EXEC
-        at = single_call(task, gadget, "mmap", address, WORKSHOP_BYTES, protection, flags, -1, 0)
+        at = single_call(task, known, "mmap", address, WORKSHOP_BYTES, protection, flags, -1, 0)
         trap_signal = _trap_signal(task) if frames else signal.SIGURG
-        workshop = Workshop(
-            RemoteAddr(at), memory.release(), gadget, trap_signal=trap_signal, frames=frames
-        )
+        workshop = Workshop(RemoteAddr(at), memory.release(), known, trap_signal=trap_signal, frames=frames)
     workshop.install()
     return workshop
 
@@ -158,9 +158,12 @@ def _trap_signal(task: Tracee) -> int:
 
 
 @contextlib.contextmanager
-def opened(task: Tracee) -> Iterator[Workshop]:
-    """Open a workshop for the length of the block. On every way out the mapping is gone."""
-    workshop = map_workshop(task, frames=True)
+def opened(task: Tracee, *, gadget: int = 0) -> Iterator[Workshop]:
+    """Open a workshop for the length of the block. On every way out the mapping is gone.
+
+    `gadget` is the address of a system call instruction, if known: see `find_gadget`.
+    """
+    workshop = map_workshop(task, frames=True, gadget=gadget)
     try:
         yield workshop
     finally:

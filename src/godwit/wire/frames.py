@@ -108,7 +108,9 @@ def read_frame_header(raw: bytes | memoryview) -> FrameHeader:
     try:
         kind = FrameKind(number)
     except ValueError:
-        raise ImageError(f"the stream has a frame of kind {number}, which this Godwit does not know") from None
+        raise ImageError(
+            f"the stream has a frame of kind {number}, which this Godwit does not know"
+        ) from None
     limit = PAGES_LIMIT_BYTES if kind is FrameKind.PAGES else ENTRIES_LIMIT_BYTES
     if flags or length > limit:
         raise ImageError(f"the stream has a {kind.name} frame of {length} bytes; the limit is {limit}")

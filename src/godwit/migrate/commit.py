@@ -1,0 +1,166 @@
+"""Committing a move at its source: from here on it is the destination that may run.
+
+The decision is in the journal and every thread parked before GO is sent, so that whatever dies, at
+most one copy runs. See `source` for what comes before.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from typing import Final
+
+from godwit.engine.freeze import FrozenTree
+from godwit.engine.view import TreeView
+from godwit.errors import GodwitError, ImageError, MigrationError, Survivor
+from godwit.images import codec
+from godwit.migrate import faults, journal, settle
+from godwit.migrate.channel import Channel
+from godwit.migrate.entries import ErrorEntry, RunningEntry, error_from
+from godwit.migrate.journal import Member, Record, State
+from godwit.migrate.move import ROLE, Move
+from godwit.migrate.report import Report
+from godwit.resources import fdtable
+from godwit.resources.process import ProcessState, TreeEntry
+from godwit.tracee import calls
+from godwit.tracee.task import Tracee
+from godwit.types import Pid
+from godwit.wire.frames import FrameKind
+
+_ASK_AGAIN_S: Final = 20.0
+
+
+def record_of(move: Move, view: TreeView, tree: TreeEntry) -> Record:
+    """Describe the move for the journal: whom it takes, and what they hold locked."""
+    stopped = {each.pid for each in tree.identities if each.state is ProcessState.STOPPED}
+    return Record(
+        migration=move.migration,
+        role=ROLE,
+        state=State.COMMITTED,
+        peer=move.host,
+        members=tuple(
+            Member(
+                pid=process.pid,
+                starttime=process.stat.starttime,
+                inner=process.status.nspid[-1],
+                stopped=process.status.nspid[-1] in stopped,
+            )
+            for process in view.processes
+            if not process.zombie
+        ),
+        locks=tree.locks,
+    )
+
+
+def commit(
+    move: Move, channel: Channel, frozen: FrozenTree, tree: TreeEntry, record: Record, pid: int
+) -> Report:
+    """Give the process away and end it here; return what there is to tell.
+
+    Raises:
+        MigrationError: The line broke or the destination turned it down; `survivor` says who lives.
+        GodwitError: As the destination raised it; the process runs on here.
+    """
+    move.tell("commit")
+    # The record first: it names whom to wake should we die while they are being parked. GO has surely
+    # not been sent by then, and the destination will say so.
+    journal.write(record)
+    faults.at(ROLE, "committed")
+    frozen.park()
+    faults.at(ROLE, "parked")
+    try:
+        _drop_locks(frozen, record)
+        faults.at(ROLE, "unlocked")
+        channel.send(FrameKind.GO)
+        faults.at(ROLE, "gone")
+        kind, payload = channel.expect(FrameKind.RUNNING, FrameKind.ABORT)
+    except (OSError, ImageError) as error:
+        return _after_lost_go(move, frozen, record, str(error))
+    if kind is FrameKind.ABORT:
+        _take_back(frozen, record)
+        raise error_from(codec.decode(payload, ErrorEntry))
+    freeze_ms = (time.monotonic() - move.frozen_at) * 1000
+    running = codec.decode(payload, RunningEntry)
+    frozen.kill()
+    faults.at(ROLE, "killed")
+    journal.remove(move.migration, ROLE)
+    with contextlib.suppress(OSError):
+        channel.send(FrameKind.END)
+    move.watch.lap("commit")
+    move.watch.steps += [(f"destination {name}", ms) for name, ms in running.steps]
+    move.tell("done")
+    return _report(move, channel, tree, pid, freeze_ms)
+
+
+def _report(move: Move, channel: Channel, tree: TreeEntry, pid: int, freeze_ms: float) -> Report:
+    return Report(
+        migration=move.migration,
+        strategy="stopcopy",
+        freeze_ms=round(freeze_ms, 3),
+        total_ms=round(move.watch.total_ms(), 3),
+        bytes_sent=channel.bytes_sent,
+        pages=move.pages,
+        rounds=1,
+        source=os.uname().nodename,
+        destination=move.destination,
+        pid=pid,
+        survivor=Survivor.DESTINATION.value,
+        processes=len(tree.processes),
+        threads=sum(len(process.threads) for process in tree.processes),
+        steps=tuple(move.watch.steps),
+    )
+
+
+def _drop_locks(frozen: FrozenTree, record: Record) -> None:
+    """Let record locks go, so that the destination can take them."""
+    outer = {member.inner: Pid(member.pid) for member in record.members}
+    for lock in record.locks:
+        leader = frozen.leader(outer[lock.holder])
+        _inject(leader, *fdtable.lock_call(lock, take=False))
+
+
+def _inject(leader: Tracee, name: str, arguments: tuple[int | bytes, ...]) -> None:
+    leader.save()
+    with calls.opened(leader) as workshop:
+        workshop.call(leader, name, *arguments)
+    leader.restore()
+
+
+def _take_back(frozen: FrozenTree, record: Record) -> None:
+    """Undo a commit that the destination has turned down: the process is ours again."""
+    frozen.unpark()
+    if record.locks:
+        for task in frozen.threads():
+            task.save()
+        settle.retake_locks(frozen, record)
+    journal.remove(record.migration, ROLE)
+
+
+def _after_lost_go(move: Move, frozen: FrozenTree, record: Record, why: str) -> Report:
+    """The line broke when GO may have arrived: ask again, on a new one, what became of it."""
+    deadline = time.monotonic() + _ASK_AGAIN_S
+    last = why
+    while time.monotonic() < deadline:
+        try:
+            with contextlib.closing(move.connect()) as channel:
+                state = settle.ask(channel, record.migration)
+        except (GodwitError, OSError) as error:
+            last = str(error)
+            move.line.wait(0.2)
+            continue
+        if state is State.RUNNING:
+            frozen.kill()
+            journal.remove(record.migration, ROLE)
+            raise MigrationError(
+                f"the line broke after the commit ({why}); it runs at {move.host}",
+                survivor=Survivor.DESTINATION,
+            )
+        _take_back(frozen, record)
+        raise MigrationError(f"the line broke before the commit arrived ({why})", survivor=Survivor.SOURCE)
+    # Letting go of a parked thread leaves it stopped.
+    raise MigrationError(
+        f"{move.host} does not answer since the commit ({last})",
+        survivor=Survivor.UNDECIDED,
+        remedy=settle.LATER,
+    )

@@ -1,0 +1,1 @@
+"""What earlier Godwits wrote, and every later one must read."""
