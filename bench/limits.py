@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Sequence
 
+from bench import quiet
 from bench.numbers import GIB, MIB
 from bench.place import ROOT, Place
 from godwit.linux import mem
@@ -36,6 +37,7 @@ def available_bytes() -> int:
 
 def touch_ms(length_bytes: int = GIB) -> float:
     """Return how long it takes to fill so much fresh memory once."""
+    quiet.wait()
     with mmap.mmap(-1, length_bytes, flags=_PRIVATE) as fresh:
         place = ctypes.c_char.from_buffer(fresh)
         started_ns = time.monotonic_ns()
@@ -70,6 +72,7 @@ def read_foreign_ms(length_bytes: int = GIB) -> float:
 
 def _read_all(pid: Pid, start: int, length_bytes: int) -> float:
     buffer = memoryview(bytearray(b"\x5a" * MIB))
+    quiet.wait()
     started_ns = time.monotonic_ns()
     for at in range(start, start + length_bytes, MIB):
         mem.read_runs(pid, [(RemoteAddr(at), MIB)], buffer)
@@ -80,6 +83,7 @@ def send_ms(place: Place, security: str, length_bytes: int = GIB) -> float:
     """Return how long it takes to send so much from one node to the other, `plain` or by mutual `tls`."""
     with place.serving("b", "sink", security, length_bytes) as port:
         address = place.lab.node("b").address
+        quiet.wait()
         return float(place.word("a", "send", security, address, port, length_bytes)["ms"])
 
 
@@ -94,6 +98,7 @@ def command_ms(argv: Sequence[str], times: int) -> list[float]:
     """Return the wall time of a command, several times, after three that do not count."""
     took = []
     for _ in range(times + 3):
+        quiet.wait()
         started_ns = time.monotonic_ns()
         subprocess.run(argv, stdout=subprocess.DEVNULL, check=True, cwd=ROOT)
         took.append((time.monotonic_ns() - started_ns) / 1e6)

@@ -15,6 +15,7 @@ from typing import Any, Self
 
 import msgspec
 
+from bench import quiet
 from godwit import api
 from godwit.lab.cluster import Lab, Node
 from godwit.types import OwnedFd
@@ -111,7 +112,8 @@ class Flyer:
         _wait_for_line(ready)
 
     def hop(self) -> api.Report:
-        """Move it to the other node; return the report."""
+        """Move it to the other node, in a quiet moment if there is one; return the report."""
+        quiet.wait()
         answer = self._place.word(self._here, "move", self.pid, self._there)
         report = msgspec.convert(answer, api.Report)
         self.pid = report.pid

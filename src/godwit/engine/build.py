@@ -17,12 +17,14 @@ from typing import Any
 from godwit.engine import finish, space
 from godwit.engine import stub as stubs
 from godwit.engine.family import Family, raise_family
+from godwit.engine.openpaths import OpenPaths
 from godwit.engine.stub import Stub, Transfer
 from godwit.errors import DestinationError, ImageError
 from godwit.linux import clone, mem, ptrace
 from godwit.procfs import maps
 from godwit.resources import fdtable, memory, objects
 from godwit.resources.base import FileKind
+from godwit.resources.objects import ObjectEntry
 from godwit.resources.outline import OutlineEntry, SpaceEntry, outline_of
 from godwit.resources.process import ProcessEntry, ProcessState, TreeEntry
 from godwit.tracee.calls import WORKSHOP_BYTES
@@ -41,7 +43,9 @@ class Builder:
     family: Family | None = None
     shape: OutlineEntry | None = None
     tree: TreeEntry | None = None
-    objects: dict[int, OwnedFd] = field(default_factory=dict[int, OwnedFd])
+    objects: dict[int, tuple[ObjectEntry, OwnedFd]] = field(
+        default_factory=dict[int, tuple[ObjectEntry, OwnedFd]]
+    )
     files: dict[FileId, OwnedFd] = field(default_factory=dict[FileId, OwnedFd])
     _held: list[Stub] = field(default_factory=list[Stub])
     _parked: bool = False
@@ -70,7 +74,7 @@ class Builder:
             raise
         self.family = Family(shape.identities, founder)
         raise_family(self.family, in_pod=self.in_pod)
-        with _OpenPaths(shape) as paths:
+        with OpenPaths(shape) as paths:
             self._make_objects(shape)
             by_pid = {identity.pid: identity for identity in shape.identities}
             for space_ in shape.spaces:
@@ -109,23 +113,23 @@ class Builder:
             if before.vmas == now.vmas and same_files and same_objects:
                 continue
             stub = self.family.stubs[now.pid]
-            with _OpenPaths(shape) as paths:
+            with OpenPaths(shape) as paths:
                 space.clear(stub)
                 space.map_all(stub, now.vmas, paths.open, self.memory_object)
 
     def _make_objects(self, shape: OutlineEntry) -> None:
-        known = {entry.object_id: entry for entry in (self.shape.objects if self.shape else ())}
         wanted = {entry.object_id: entry for entry in shape.objects}
-        for object_id in [number for number in self.objects if wanted.get(number) != known.get(number)]:
-            self.objects.pop(object_id).close()
+        for object_id, (entry, _) in list(self.objects.items()):
+            if wanted.get(object_id) != entry:
+                objects.discard(*self.objects.pop(object_id))
         for entry in shape.objects:
             if entry.object_id not in self.objects:
-                self.objects[entry.object_id] = objects.restore(entry)
+                self.objects[entry.object_id] = (entry, objects.restore(entry))
 
     def memory_object(self, object_id: int) -> OwnedFd:
         """Return a memory object of the tree. Raises ImageError when there is none of that id."""
         try:
-            return self.objects[object_id]
+            return self.objects[object_id][1]
         except KeyError:
             raise ImageError(f"the image refers to memory object {object_id}, which it lacks") from None
 
@@ -145,10 +149,10 @@ class Builder:
     def write_object_pages(self, object_id: int, runs: Sequence[tuple[int, int]], data: memoryview) -> None:
         """Write pages of a memory object; what lies beyond its end is dropped."""
         assert self.shape is not None
-        entry = next((item for item in self.shape.objects if item.object_id == object_id), None)
-        if entry is None:
+        if object_id not in self.objects:
             raise ImageError(f"pages for memory object {object_id}, which the image lacks")
-        fd = self.objects[object_id].number
+        entry, made = self.objects[object_id]
+        fd = made.number
         at = 0
         for start, end in runs:
             length = min(end, entry.size_bytes) - start
@@ -175,11 +179,11 @@ class Builder:
                 kind.attach(entry, context)
         context.set_owners()
         lockers = {lock.holder for lock in tree.locks}
-        for entry in tree.objects:
-            objects.seal(entry, self.objects[entry.object_id].number)
+        for entry, made in self.objects.values():
+            objects.seal(entry, made.number)
         for process in tree.processes:
             stub = self.family.stubs[process.identity.pid]
-            with _OpenPaths(outline_of(tree)) as paths:
+            with OpenPaths(outline_of(tree)) as paths:
                 finish.process(stub, process, paths.open)
             space.finish_vmas(stub, process.memory.vmas)
             # The leader last: a change of user in any thread clears what it restores for the process.
@@ -305,8 +309,10 @@ class Builder:
         """Kill the stubs, children before the pod's init, whose death would wait for them."""
         family, self.family, self.shape = self.family, None, None
         self._held.clear()
-        for fd in (*self.files.values(), *self.objects.values()):
+        for fd in self.files.values():
             fd.close()
+        for entry, made_object in self.objects.values():
+            objects.discard(entry, made_object)
         self.files.clear()
         self.objects.clear()
         if family is None:
@@ -324,7 +330,7 @@ class Builder:
         if self.family is not None:
             for stub in self._all_stubs():
                 stub.close()
-        for fd in (*self.files.values(), *self.objects.values()):
+        for fd in (*self.files.values(), *(made_object for _, made_object in self.objects.values())):
             fd.close()
         self.files.clear()
         self.objects.clear()
@@ -343,32 +349,6 @@ class _FileContext:
 
     def memory_object(self, object_id: int) -> OwnedFd:
         return self._builder.memory_object(object_id)
-
-
-class _OpenPaths(contextlib.ExitStack):
-    """The image's path files, opened when first asked for and closed at the end."""
-
-    def __init__(self, shape: OutlineEntry) -> None:
-        super().__init__()
-        self._shape = shape
-        self._open: dict[tuple[int, int], Fd] = {}
-
-    def open(self, index: int, flags: int) -> Fd:
-        """Return a descriptor of path file `index`."""
-        if not 0 <= index < len(self._shape.path_files):
-            raise ImageError(f"the image refers to file {index}, which it lacks")
-        key = (index, flags)
-        if key not in self._open:
-            entry = self._shape.path_files[index]
-            try:
-                fd = self.enter_context(OwnedFd(os.open(entry.path, flags | os.O_CLOEXEC)))
-            except OSError as error:
-                raise DestinationError(
-                    f"cannot open {os.fsdecode(entry.path)}: {error.strerror}",
-                    remedy="install it at the destination",
-                ) from error
-            self._open[key] = fd.number
-        return self._open[key]
 
 
 def _same_family(before: OutlineEntry, now: OutlineEntry) -> bool:

@@ -13,7 +13,7 @@ import xxhash
 
 from godwit.engine import clocks
 from godwit.engine.freeze import FrozenTree
-from godwit.engine.view import KnownSpace, MemoryObject, ProcessView, TreeView, map_file, object_kind
+from godwit.engine.view import KnownSpace, MemoryObject, ProcessView, TreeView, map_file
 from godwit.errors import InternalError, UnsupportedStateError
 from godwit.linux import mem, pagemap
 from godwit.linux.arch import SYSCALL_INSTRUCTION
@@ -40,8 +40,8 @@ from godwit.resources.objects import ObjectEntry
 from godwit.resources.outline import DemandEntry, OutlineEntry, SpaceEntry
 from godwit.resources.pathfile import PathFileEntry
 from godwit.resources.process import IdentityEntry, MachineEntry, ProcessEntry, ProcessState, TreeEntry
+from godwit.resources.thread import SchedulerClocks, SleepClock, ThreadEntry
 from godwit.tracee import calls
-from godwit.resources.thread import SchedulerClocks, SleepClock
 from godwit.types import PAGE_SIZE, OwnedFd, Pid
 
 
@@ -74,8 +74,12 @@ class Capture:
 
     def close(self) -> None:
         """Close the descriptors of the page sources."""
-        for source in self.sources:
-            source.descriptor.close()
+        _close(self.sources)
+
+
+def _close(sources: Iterable[PageSource]) -> None:
+    for source in sources:
+        source.descriptor.close()
 
 
 _RESIDENT_RUNS: Final = 1024
@@ -190,7 +194,7 @@ def outline(view: TreeView) -> tuple[OutlineEntry, DemandEntry]:
                 resident=_resident(process.pid, vmas),
             )
         )
-    entries = []
+    entries: list[ObjectEntry] = []
     for found in view.objects.values():
         entry, source = _object(found)
         source.descriptor.close()
@@ -239,7 +243,7 @@ def capture(frozen: FrozenTree, view: TreeView, machine_entry: MachineEntry) -> 
     shift_ns = clocks.seen_by(view.root.pid)[0] - time.monotonic_ns()
     schedulers = SchedulerClocks()
     with contextlib.ExitStack() as on_failure:
-        on_failure.callback(lambda: [source.descriptor.close() for source in sources])
+        on_failure.callback(_close, sources)
         processes: list[ProcessEntry] = []
         for process, identity in zip(view.processes, states, strict=True):
             if process.zombie:
@@ -287,7 +291,7 @@ def _process(
         # Now: the next batch uses the same memory.
         process_layout, process_signals = layout(), actions()
         process_timers, process_user = clocks_(), user()
-        threads = []
+        threads: list[ThreadEntry] = []
         for tid, task in frozen.tracees[pid].items():
             own = workshop.batch(task)
             answer = thread.collect(task, inner[tid], own, workshop.memory, frozen.reposes[tid], sleep_clock)
@@ -363,7 +367,7 @@ def _link(pid: Pid, name: str, paths: _PathTable, *, content: bool) -> int:
 
 
 def _descriptors(process: ProcessView, view: TreeView) -> tuple[DescriptorEntry, ...]:
-    found = []
+    found: list[DescriptorEntry] = []
     for fd in sorted(process.links):
         file = view.file_at(process.pid, fd)
         if file is None:
@@ -410,9 +414,9 @@ def _describe_space(process: ProcessView, view: TreeView, memory_fd: OwnedFd) ->
         if mapping.path == "[vdso]":
             vdso = os.pread(memory_fd.number, mapping.length_bytes, mapping.start)
         file, object_id = -1, 0
-        if object_kind(mapping) is not None:
-            found = os.stat(map_file(process.pid, mapping))
-            object_id = view.objects[found.st_dev, found.st_ino].object_id
+        found = view.object_of(process.pid, mapping)
+        if found is not None:
+            object_id = found.object_id
         elif mapping.inode and not memory.kernel_owned(mapping):
             proc_path = map_file(process.pid, mapping)
             entry = view.path_file(proc_path, os.fsencode(mapping.path), content=not _written(mapping))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from godwit.errors import NoProcessError
@@ -144,13 +144,13 @@ def freeze(root: Pid) -> FrozenTree:
 
 
 @contextlib.contextmanager
-def frozen(root: Pid, *, after: Callable[[FrozenTree], None] = FrozenTree.thaw) -> Iterator[FrozenTree]:
-    """Freeze for the length of the block; on every way out `after` has been called."""
+def frozen(root: Pid) -> Iterator[FrozenTree]:
+    """Freeze for the length of the block; on every way out the tree is thawed."""
     tree = freeze(root)
     try:
         yield tree
     finally:
-        after(tree)
+        tree.thaw()
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ from godwit.resources.process import MachineEntry
 
 _MS_REC = 0x4000
 _MS_SLAVE = 1 << 19
+_PR_SET_NAME = 15
 _PROC_FLAGS = 2 | 4 | 8  # nosuid, nodev, noexec
 
 
@@ -47,6 +48,7 @@ def complete_init(builder: Builder) -> None:
     assert builder.family is not None
     init = builder.family.founder
     init.call("close", init.transfer_fd)
+    init.call("prctl", _PR_SET_NAME, b"godwit-pod\0", 0, 0, 0)
     init.call("mount", b"proc\0", b"/proc\0", b"proc\0", _PROC_FLAGS, 0)
     init.workshop.unmap(init.task)
     init.task.restore()

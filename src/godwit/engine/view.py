@@ -7,6 +7,7 @@ find out (content of files, who else holds a pipe, smaps) is remembered in betwe
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import stat as stat_module
 from collections import defaultdict
@@ -29,6 +30,7 @@ from godwit.types import Fd, FileId, OwnedFd, Pid, Tid
 
 Result = TypeVar("Result")
 _LOOKS = 50
+_VANISHED = (errno.ENOENT, errno.ESRCH, errno.EBADF)
 _DELETED = " (deleted)"
 _MEMFD = "/memfd:"
 _SHARED_ANONYMOUS = "/dev/zero (deleted)"
@@ -81,6 +83,8 @@ class Memory:
     )
     spaces: dict[Pid, KnownSpace] = field(default_factory=dict[Pid, KnownSpace])
     outside: dict[str, tuple[tuple[Pid, Fd], ...]] | None = None
+    # (device, inode) of files brought along.
+    carried: set[tuple[int, int]] = field(default_factory=set[tuple[int, int]])
     movers: frozenset[Pid] = frozenset()  # who holds duplicates only for the sake of the move
 
 
@@ -147,6 +151,18 @@ class TreeView:
         """Return the number of the memory object that is this file's content. KeyError: none is."""
         return self.objects[device, inode].object_id
 
+    def has_object(self, device: int, inode: int) -> bool:
+        """Tell whether this file's content goes along as a memory object."""
+        return (device, inode) in self.objects
+
+    def object_of(self, pid: Pid, mapping: Mapping) -> MemoryObject | None:
+        """Return the memory object that a mapping maps, if any."""
+        carried = bool(self.memory.carried and mapping.shared and mapping.inode)
+        if not carried and object_kind(mapping) is None:
+            return None
+        found = os.stat(map_file(pid, mapping))
+        return self.objects.get((found.st_dev, found.st_ino))
+
     def path_file(self, proc_path: str, path: bytes, *, content: bool) -> PathFileEntry:
         """Describe a file with a name, reached through a link in /proc; answers are remembered."""
         found = os.stat(proc_path)
@@ -184,7 +200,9 @@ def settled(root: Pid, memory: Memory, and_then: Callable[[TreeView], Result]) -
         try:
             tree = look(root, memory)
             return tree, and_then(tree)
-        except (FileNotFoundError, ProcessLookupError) as vanished:
+        except OSError as vanished:
+            if vanished.errno not in _VANISHED:
+                raise
             error = vanished
             memory.outside = None
     raise BusyError(
@@ -299,12 +317,19 @@ def _memory_objects(tree: TreeView) -> dict[tuple[int, int], MemoryObject]:
         elif stat_module.S_ISREG(file.mode) and regular.claims(file) and regular.nameless(file):
             name = file.link.removesuffix(_DELETED)
             add(file.device, file.inode, ObjectKind.DELETED_FILE, name, file.proc_path())
+        elif (file.device, file.inode) in tree.memory.carried:
+            add(file.device, file.inode, ObjectKind.CARRIED_FILE, file.link, file.proc_path())
     for process in tree.processes:
         for mapping in process.mappings:
-            if (kind := object_kind(mapping)) is None:
+            kind = object_kind(mapping)
+            if kind is None and not (tree.memory.carried and mapping.shared and mapping.inode):
                 continue
             path = map_file(process.pid, mapping)
             status_ = os.stat(path)
+            if kind is None:
+                if (status_.st_dev, status_.st_ino) not in tree.memory.carried:
+                    continue
+                kind = ObjectKind.CARRIED_FILE
             name = mapping.path.removesuffix(_DELETED)
             if kind is ObjectKind.MEMFD:
                 name = name[len(_MEMFD) :]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import select
+import stat as stat_module
 import time
 from collections.abc import Iterator
 from typing import Final
@@ -86,9 +87,17 @@ def _is_path(file: pathfile.PathFileEntry) -> bool:
 
 
 def refusals(
-    header: HeaderEntry, shape: OutlineEntry, demand: DemandEntry, *, in_pod: bool
+    header: HeaderEntry,
+    shape: OutlineEntry,
+    demand: DemandEntry,
+    *,
+    in_pod: bool,
+    carry: set[bytes] | None = None,
 ) -> Iterator[Refusal]:
     """Yield everything that this machine lacks for the tree.
+
+    With `carry`, a file that the program writes and that is not here at all is no refusal: its path is
+    added, for the source to bring the file along.
 
     Raises:
         ImageError: The outline is dishonest.
@@ -111,15 +120,23 @@ def refusals(
         )
     for index, file in enumerate(shape.path_files):
         found = pathfile.find(file, written=index in demand.written, what="mapped file")
-        if found is not None:
+        if found is not None and not (index in demand.written and _carry(file, carry)):
             yield found
     for entry in demand.files:
         found = regular.check(entry, running=True)
-        if found is not None:
+        if found is not None and not (entry.writable and entry.file and _carry(entry.file, carry)):
             yield found
     yield from _resource_refusals(header, demand)
     if not in_pod:
         yield from _pid_refusals(shape)
+
+
+def _carry(file: pathfile.PathFileEntry, carry: set[bytes] | None) -> bool:
+    """Ask for a file to be brought along, if nothing is in its place."""
+    if carry is None or not stat_module.S_ISREG(file.mode) or os.path.lexists(file.path):
+        return False
+    carry.add(file.path)
+    return True
 
 
 def _machine_refusals(header: HeaderEntry) -> Iterator[Refusal]:

@@ -70,8 +70,6 @@ def run(
     work: Callable[[Line[Result]], Result],
     kind: type[Result],
     progress: Progress,
-    *,
-    on_start: Callable[[int], None] = lambda _: None,
 ) -> Result:
     """Run `work` in a child and return what it returns.
 
@@ -87,7 +85,6 @@ def run(
         ours.close()
         _become_worker(work, Line(theirs))
     theirs.close()
-    on_start(pid)
     interrupted = False
     outcome: tuple[bytes, bytes] | None = None
     with ours:

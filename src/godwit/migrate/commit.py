@@ -18,7 +18,7 @@ from godwit.images import codec
 from godwit.migrate import faults, journal, settle
 from godwit.migrate.channel import Channel
 from godwit.migrate.entries import ErrorEntry, RunningEntry, error_from
-from godwit.migrate.journal import Member, Record, State
+from godwit.migrate.journal import Carried, Member, Record, State
 from godwit.migrate.move import ROLE, Move
 from godwit.migrate.report import Report
 from godwit.resources import fdtable
@@ -50,6 +50,9 @@ def record_of(move: Move, view: TreeView, tree: TreeEntry) -> Record:
             if not process.zombie
         ),
         locks=tree.locks,
+        carried=tuple(
+            Carried(path=file.path, device=file.device, inode=file.inode) for file in move.carried
+        ),
     )
 
 
@@ -83,6 +86,8 @@ def commit(
     freeze_ms = (time.monotonic() - move.frozen_at) * 1000
     running = codec.decode(payload, RunningEntry)
     frozen.kill()
+    for file in move.carried:
+        file.remove()
     faults.at(ROLE, "killed")
     journal.remove(move.migration, ROLE)
     with contextlib.suppress(OSError):
@@ -151,6 +156,8 @@ def _after_lost_go(move: Move, frozen: FrozenTree, record: Record, why: str) -> 
             continue
         if state is State.RUNNING:
             frozen.kill()
+            for file in move.carried:
+                file.remove()
             journal.remove(record.migration, ROLE)
             raise MigrationError(
                 f"the line broke after the commit ({why}); it runs at {move.host}",

@@ -15,7 +15,14 @@ from typing import Final
 from godwit import __version__
 from godwit.engine import pod
 from godwit.engine.build import Builder
-from godwit.errors import DestinationError, GodwitError, ImageError, MigrationError, Survivor
+from godwit.errors import (
+    DestinationError,
+    GodwitError,
+    ImageError,
+    MigrationError,
+    RefusedError,
+    Survivor,
+)
 from godwit.images import codec
 from godwit.linux.arch import MACHINE
 from godwit.migrate import admit, apart, faults, journal, receiving, settle
@@ -36,6 +43,7 @@ from godwit.migrate.journal import Member, Record, State
 from godwit.migrate.report import Stopwatch, silent
 from godwit.procfs import stat
 from godwit.resources import registry
+from godwit.resources.outline import ClockEntry, OutlineEntry
 from godwit.resources.process import ProcessState, TreeEntry
 from godwit.wire.frames import FrameKind
 
@@ -114,13 +122,7 @@ def _build(channel: Channel, builder: Builder, header: HeaderEntry) -> None:
     greeted_ns = time.monotonic_ns()
     channel.send(FrameKind.HELLO, codec.encode(hello))
     faults.at(ROLE, "greeted")
-    _, payload = channel.expect(FrameKind.OUTLINE)
-    heard_ns = time.monotonic_ns()
-    shape, demand, clock = receiving.read_outline(payload)
-    refusals = tuple(admit.refusals(header, shape, demand, in_pod=True))
-    if refusals:
-        channel.send(FrameKind.VERDICT, codec.encode(VerdictEntry(refusals=refusals)))
-        raise ImageError("refused by this machine")
+    shape, clock, heard_ns = _agree(channel, header)
     # The reading is older than it arrived by no more than the round trip. Clocks may jump ahead by
     # that much, and never go back.
     age_ns = max(0, heard_ns - greeted_ns - clock.since_hello_ns) + time.monotonic_ns() - heard_ns
@@ -146,6 +148,27 @@ def _build(channel: Channel, builder: Builder, header: HeaderEntry) -> None:
     watch.lap("park")
     ready = ReadyEntry(pid=builder.root_pid(), steps=tuple(watch.steps))
     channel.send(FrameKind.READY, codec.encode(ready))
+
+
+def _agree(channel: Channel, header: HeaderEntry) -> tuple[OutlineEntry, ClockEntry, int]:
+    """Hear what comes, and say what is missing for it; return what was agreed on, and when it was heard.
+
+    Files that the program writes and that are not here may be brought along: then it is told again.
+    """
+    carry: set[bytes] | None = set()
+    while True:
+        _, payload = channel.expect(FrameKind.OUTLINE)
+        heard_ns = time.monotonic_ns()
+        shape, demand, clock = receiving.read_outline(payload)
+        refusals = tuple(admit.refusals(header, shape, demand, in_pod=True, carry=carry))
+        if refusals:
+            channel.send(FrameKind.VERDICT, codec.encode(VerdictEntry(refusals=refusals)))
+            raise RefusedError(refusals)
+        if not carry:
+            return shape, clock, heard_ns
+        verdict = VerdictEntry(refusals=(), carry=tuple(sorted(carry)))
+        channel.send(FrameKind.VERDICT, codec.encode(verdict))
+        carry = None
 
 
 def _record(header: HeaderEntry, builder: Builder, tree: TreeEntry) -> Record:

@@ -59,9 +59,10 @@ class HelloEntry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VerdictEntry:
-    """Whether the destination takes the tree. No refusals: all is prepared."""
+    """Whether the destination takes the tree. Neither refusals nor files to carry: all is prepared."""
 
     refusals: tuple[Refusal, ...]
+    carry: tuple[bytes, ...] = ()  # paths of files to bring along: then another outline must come
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

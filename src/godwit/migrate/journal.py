@@ -44,6 +44,15 @@ class Member:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Carried:
+    """A file that went along and whose name at the source is to be removed."""
+
+    path: bytes
+    device: int
+    inode: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
     """One move at one end."""
 
@@ -54,6 +63,7 @@ class Record:
     members: tuple[Member, ...] = ()
     pod_init: Member | None = None
     locks: tuple[LockEntry, ...] = ()
+    carried: tuple[Carried, ...] = ()
 
 
 # Made once: a decoder made inside the freeze costs a third of a millisecond.

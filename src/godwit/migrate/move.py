@@ -10,6 +10,7 @@ from typing import Any, Final
 from godwit.engine import view
 from godwit.errors import MigrationError, Survivor
 from godwit.migrate.apart import Line
+from godwit.migrate.carried import CarriedFile
 from godwit.migrate.channel import Channel
 from godwit.migrate.report import ProgressEvent, Stopwatch
 from godwit.resources.process import MachineEntry
@@ -35,10 +36,11 @@ class Move:
     pages: int = 0
     frozen_at: float = 0.0
     buffer: bytearray = field(default_factory=bytearray)
+    carried: list[CarriedFile] = field(default_factory=list[CarriedFile])
 
-    def tell(self, stage: str, done: int = 0, total: int = 0, message: str = "") -> None:
+    def tell(self, stage: str, done: int = 0, total: int = 0) -> None:
         """Tell who asked for the move where it stands."""
-        self.line.progress(ProgressEvent(stage=stage, done_bytes=done, total_bytes=total, message=message))
+        self.line.progress(ProgressEvent(stage=stage, done_bytes=done, total_bytes=total))
 
     def check(self) -> None:
         """Raise if the user gave up or the time is over. Before the commit only."""

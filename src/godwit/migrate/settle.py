@@ -7,6 +7,7 @@ destination; without an answer it stays undecided, and the copy here stays stopp
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from godwit.linux import pidfd
 from godwit.migrate import journal
 from godwit.migrate.channel import Channel
 from godwit.migrate.entries import AnswerEntry, QueryEntry
-from godwit.migrate.journal import Member, Record, State
+from godwit.migrate.journal import Carried, Member, Record, State
 from godwit.procfs import stat
 from godwit.resources import fdtable
 from godwit.tracee import calls
@@ -98,6 +99,8 @@ def source(record: Record, connect: Connect) -> Recovered:
         channel.close()
     root = record.members[0]
     if state is State.RUNNING:
+        for each in record.carried:
+            _remove(root, each)
         for member in record.members:
             _signal(member, signal.SIGKILL)
         outcome, pid = f"ended here; it runs at {record.peer}", 0
@@ -108,6 +111,17 @@ def source(record: Record, connect: Connect) -> Recovered:
         outcome, pid = "resumed here", root.pid
     journal.remove(record.migration, "source")
     return Recovered(migration=record.migration, role="source", outcome=outcome, pid=pid)
+
+
+def _remove(root: Member, file: Carried) -> None:
+    """Remove the name of a file that went along, if it still is that file's."""
+    if not _alive(root):
+        return
+    path = os.fsencode(f"/proc/{root.pid}/root") + file.path
+    with contextlib.suppress(OSError):
+        found = os.stat(path, follow_symlinks=False)
+        if (found.st_dev, found.st_ino) == (file.device, file.inode):
+            os.unlink(path)
 
 
 def _resume(record: Record) -> None:

@@ -26,7 +26,7 @@ from godwit.errors import (
     Survivor,
 )
 from godwit.images import codec
-from godwit.migrate import apart, commit, faults, journal, sending, settle
+from godwit.migrate import apart, carried, commit, faults, journal, sending, settle
 from godwit.migrate.apart import Line
 from godwit.migrate.channel import Channel, Closed
 from godwit.migrate.entries import (
@@ -178,6 +178,18 @@ def _prepare(move: Move, channel: Channel) -> None:
     _, payload = _expect(channel, FrameKind.HELLO)
     greeted_ns = time.monotonic_ns()
     move.destination = os.fsdecode(codec.decode(payload, HelloEntry).hostname)
+    wanted = _offer(move, channel, greeted_ns)
+    if wanted:
+        _bring_along(move, wanted)
+        _offer(move, channel, greeted_ns)
+
+
+def _offer(move: Move, channel: Channel, greeted_ns: int) -> tuple[bytes, ...]:
+    """Describe the tree to the destination; return the files that it asks to be brought along.
+
+    Raises:
+        RefusedError: It lacks something else.
+    """
     _, (shape, demand) = view.settled(move.pid, move.memory, capture.outline)
     move.tell("spawn")
     monotonic_ns, boottime_ns = clocks.seen_by(move.pid)
@@ -191,6 +203,15 @@ def _prepare(move: Move, channel: Channel) -> None:
     verdict = codec.decode(payload, VerdictEntry)
     if verdict.refusals:
         raise RefusedError(verdict.refusals)
+    return verdict.carry
+
+
+def _bring_along(move: Move, paths: tuple[bytes, ...]) -> None:
+    """Have the files at these paths go along as memory objects."""
+    _, move.carried = view.settled(move.pid, move.memory, lambda tree: carried.choose(tree, paths))
+    move.memory.carried |= {(file.device, file.inode) for file in move.carried}
+    # Their mappings are now of objects.
+    move.memory.spaces.clear()
 
 
 def _expect(channel: Channel, *kinds: FrameKind) -> tuple[FrameKind, memoryview]:

@@ -110,6 +110,10 @@ class Tree(Protocol):
         """Return the number of the shared memory object that is this file's content."""
         ...
 
+    def has_object(self, device: int, inode: int) -> bool:
+        """Tell whether this file's content goes along as a memory object."""
+        ...
+
     def path_file(self, proc_path: str, path: bytes, *, content: bool) -> PathFileEntry:
         """Describe a file with a name, reached through a link in /proc; answers are remembered."""
         ...

@@ -1,7 +1,7 @@
 """Memory that several may map, and files without a name: carried whole, by content.
 
-A memory object is a memfd, a shared anonymous mapping (which the kernel keeps as a file of its own)
-or a file whose last name was removed. Descriptors and mappings refer to it by its number; at the
+A memory object is a memfd, a shared anonymous mapping (which the kernel keeps as a file of its own),
+a file whose last name was removed, or a file that only the program uses and the destination lacks. Descriptors and mappings refer to it by its number; at the
 destination it is made first, filled from page frames, and then opened and mapped as often as needed.
 """
 
@@ -36,6 +36,7 @@ class ObjectKind(enum.StrEnum):
     MEMFD = "memfd"
     SHARED_ANONYMOUS = "shared anonymous memory"
     DELETED_FILE = "deleted file"
+    CARRIED_FILE = "file brought along"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +70,7 @@ def collect(object_id: int, kind: ObjectKind, name: bytes, fd: Fd) -> ObjectEntr
 
 def data_runs(fd: Fd, size_bytes: int) -> Iterator[tuple[int, int]]:
     """Yield (start, end) runs of whole pages that hold data, by SEEK_DATA; holes are left out."""
-    at = 0
+    at, last = 0, 0
     while at < size_bytes:
         try:
             start = os.lseek(fd, at, os.SEEK_DATA)
@@ -78,8 +79,11 @@ def data_runs(fd: Fd, size_bytes: int) -> Iterator[tuple[int, int]]:
                 return
             raise
         end = os.lseek(fd, start, os.SEEK_HOLE)
-        yield page_floor(start), page_ceil(end)
-        at = max(end, start + 1)
+        # File systems with smaller blocks may have two runs in one page.
+        first, beyond = max(last, page_floor(start)), page_ceil(end)
+        if first < beyond:
+            yield first, beyond
+        at, last = max(end, start + 1), beyond
 
 
 def restore(entry: ObjectEntry) -> OwnedFd:
@@ -121,6 +125,8 @@ def _make(entry: ObjectEntry) -> OwnedFd:
             return _shared_anonymous(entry.size_bytes)
         case ObjectKind.DELETED_FILE:
             return _nameless(entry)
+        case ObjectKind.CARRIED_FILE:
+            return _named(entry)
 
 
 def _shared_anonymous(size_bytes: int) -> OwnedFd:
@@ -142,6 +148,22 @@ def _nameless(entry: ObjectEntry) -> OwnedFd:
         fd = OwnedFd(os.open(path, flags, 0o600))
     os.unlink(path)
     return fd
+
+
+def _named(entry: ObjectEntry) -> OwnedFd:
+    os.makedirs(os.path.dirname(entry.name), exist_ok=True)
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+    return OwnedFd(os.open(entry.name, flags, 0o600))
+
+
+def discard(entry: ObjectEntry, fd: OwnedFd) -> None:
+    """Undo `restore`: a file brought along loses its name again."""
+    with fd:
+        if entry.kind is not ObjectKind.CARRIED_FILE:
+            return
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.lstat(entry.name), os.fstat(fd.number)):
+                os.unlink(entry.name)
 
 
 def reopen(fd: Fd, flags: int) -> OwnedFd:

@@ -88,7 +88,7 @@ def collect(files: Sequence[OpenFile], tree: Tree) -> Sequence[RegularEntry]:
 
 def _collect(file: OpenFile, tree: Tree) -> RegularEntry:
     flags = file.info.flags & ~(_ONCE | os.O_CLOEXEC)
-    if nameless(file):
+    if tree.has_object(file.device, file.inode):
         object_id = tree.memory_object_id(file.device, file.inode)
         return RegularEntry(
             file_id=file.file_id, flags=flags, offset=file.info.pos, file=None, object_id=object_id

@@ -86,6 +86,10 @@ class Tracee:
             ptrace.set_signal_mask(self.tid, self.signal_mask)
             ptrace.set_registers(self.tid, self.registers)
             self._entered = False
+            # A stop that came while injected code ran waits for the thread again: `park` relies on it.
+            held, self._held_signals = self._held_signals, []
+            for number in held:
+                ptrace.kill_thread(self.pid, self.tid, number)
 
     def replace_all(self) -> None:
         """Give the thread the registers and the mask that stand in this object."""
@@ -147,8 +151,6 @@ class Tracee:
         """Restore what `save` noted and let the thread go. A thread that is gone is no error."""
         with contextlib.suppress(ProcessLookupError):
             self.restore()
-            for number in self._held_signals:
-                ptrace.kill_thread(self.pid, self.tid, number)
             ptrace.detach(self.tid)
 
     def park(self) -> None:

@@ -19,16 +19,15 @@ from godwit.linux.arch.x86_64 import (
     EXEC_STUB_ELF_MACHINE,
     INTERPRETER,
     MACHINE,
-    NR,
     SIGNAL_FRAME_LIMIT_BYTES,
     SYSCALL_INSTRUCTION,
     TRAP_AT,
     USER_SPACE_END,
     UserRegs,
-    pause_loop,
     pod_init,
     signal_frame,
 )
+from godwit.linux.arch.x86_64_numbers import NR
 
 __all__ = [
     "EXEC_STUB_ELF_MACHINE",
@@ -40,7 +39,6 @@ __all__ = [
     "TRAP_AT",
     "USER_SPACE_END",
     "UserRegs",
-    "pause_loop",
     "pod_init",
     "signal_frame",
 ]

@@ -1,0 +1,41 @@
+"""The files that an image knows by path, as the destination has them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+
+from godwit.errors import DestinationError, ImageError
+from godwit.resources.outline import OutlineEntry
+from godwit.types import Fd, OwnedFd
+
+
+class OpenPaths(contextlib.ExitStack):
+    """The image's path files, opened when first asked for and closed at the end."""
+
+    def __init__(self, shape: OutlineEntry) -> None:
+        super().__init__()
+        self._shape = shape
+        self._open: dict[tuple[int, int], Fd] = {}
+
+    def open(self, index: int, flags: int) -> Fd:
+        """Return a descriptor of path file `index`, good until the end of the block.
+
+        Raises:
+            ImageError: The image has no such file.
+            DestinationError: It cannot be opened here.
+        """
+        if not 0 <= index < len(self._shape.path_files):
+            raise ImageError(f"the image refers to file {index}, which it lacks")
+        key = (index, flags)
+        if key not in self._open:
+            entry = self._shape.path_files[index]
+            try:
+                fd = self.enter_context(OwnedFd(os.open(entry.path, flags | os.O_CLOEXEC)))
+            except OSError as error:
+                raise DestinationError(
+                    f"cannot open {os.fsdecode(entry.path)}: {error.strerror}",
+                    remedy="install it at the destination",
+                ) from error
+            self._open[key] = fd.number
+        return self._open[key]
