@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from godwit.lab.cluster import Lab
-from tests.journey.transfer import Flown, Podded, Restored, Transfer, Unmoved
+from tests.journey.transfer import Flown, Local, Podded, Restored, Transfer, Unmoved
 
-LOCAL = {"none": Unmoved, "restore": Restored, "restore in a pod": Podded}
+LOCAL: dict[str, Callable[[Path], Local]] = {"none": Unmoved, "restore": Restored, "restore in a pod": Podded}
 STRATEGIES = (*LOCAL, "migrate")
 NODES = ("a", "b", "c")
 

@@ -11,7 +11,6 @@ import contextlib
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -104,10 +103,15 @@ class Transfer(ABC):
     def start(self, name: str, options: Sequence[str] = ()) -> Program:
         """Start a workload and return when it works."""
 
-    def move(self, program: Program) -> None:
-        """Move it once. Before and afterwards it is seen to work; between, that nothing else is left."""
+    def move(self, program: Program, destination: str | None = None) -> None:
+        """Move it once, and see it work before and afterwards.
+
+        Args:
+            program: From `start`.
+            destination: For those who have several, the next one otherwise.
+        """
         program.running.wait_alive()
-        self._move(program)
+        self._move(program, destination)
         program.moves += 1
         program.running.wait_alive()
         self._examine(program)
@@ -120,8 +124,9 @@ class Transfer(ABC):
         assert drafts(self.base) == []
 
     @abstractmethod
-    def _move(self, program: Program) -> None: ...
+    def _move(self, program: Program, destination: str | None) -> None: ...
 
+    @abstractmethod
     def _examine(self, program: Program) -> None:
         """See that the program is what it was: the same pid to itself, nobody stopped, nobody traced."""
 
@@ -175,7 +180,7 @@ class Local(Transfer):
 class Unmoved(Local):
     """None: so that the test itself is known to be right."""
 
-    def _move(self, program: Program) -> None:
+    def _move(self, program: Program, destination: str | None) -> None:
         pass
 
 
@@ -184,7 +189,7 @@ class Restored(Local):
 
     options: tuple[str, ...] = ()
 
-    def _move(self, program: Program) -> None:
+    def _move(self, program: Program, destination: str | None) -> None:  # noqa: ARG002
         image = self.base / f"image-{program.inner}-{program.moves}"
         done = run_godwit("checkpoint", str(program.pid), "--output", image, "--json")
         assert done.returncode == 0, complaint(done)
@@ -268,12 +273,9 @@ class Flown(Transfer):
         node = self.lab.node(program.node)
         return fabric.connect(self.lab.record.owner.pid, node.address, port, QUIET_TIMEOUT_S)
 
-    def _move(self, program: Program) -> None:
+    def _move(self, program: Program, destination: str | None) -> None:
         names = [node.name for node in self.lab.nodes]
-        self.fly(program, names[(names.index(program.node) + 1) % len(names)])
-
-    def fly(self, program: Program, destination: str) -> None:
-        """Migrate it to a node, which is said to the node where it is."""
+        destination = destination or names[(names.index(program.node) + 1) % len(names)]
         source = self.lab.node(program.node)
         words = [*GODWIT, "migrate", str(program.pid), destination, "--json"]
         done = source.run(words, env=environment(), timeout_s=MOVE_TIMEOUT_S)
@@ -306,7 +308,7 @@ class Flown(Transfer):
         assert status.read(Pid(program.pid), proc=str(proc)).nspid[-1] == program.inner
         assert list(unhealthy(node.pids(), proc)) == []
 
-    def _vanish(self, program: Program) -> None:
+    def _vanish(self, program: Program) -> None:  # noqa: ARG002
         for node in self.lab.nodes:
             self._expect_empty(node)
             assert records(node.path("/")) == self.records[node.name]
@@ -315,7 +317,12 @@ class Flown(Transfer):
         for node in self.lab.nodes:
             for pid in node.pids():
                 node.run(["kill", "-KILL", str(pid)])
-            wait_until(lambda node=node: not node.pids(), QUIET_TIMEOUT_S)
+            wait_until(partial(is_empty, node), QUIET_TIMEOUT_S)
+
+
+def is_empty(node: Node) -> bool:
+    """Tell whether a node has no process but its first."""
+    return not node.pids()
 
 
 def command(process: Path) -> str:
@@ -339,10 +346,3 @@ def shared_copy(origin: Path, copy: Path) -> None:
     copy.parent.mkdir(exist_ok=True)
     make = partial(shutil.copytree, symlinks=True) if origin.is_dir() else shutil.copy2
     make(origin, copy)
-
-
-def end(process: subprocess.Popen[bytes], number: int = signal.SIGTERM) -> None:
-    """End a process of ours and reap it."""
-    if process.poll() is None:
-        process.send_signal(number)
-    process.wait(QUIET_TIMEOUT_S)

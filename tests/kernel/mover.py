@@ -1,4 +1,6 @@
-"""Both ends of a move as processes that a test can kill: `serve`, `migrate PID HOST`, `recover`, `restore DIR` and others.
+"""Both ends of a move as processes that a test can kill.
+
+The first word says what to do: `serve`, `migrate PID HOST`, `recover`, `restore DIR` and others.
 
 What came of it is one line of JSON.
 """
@@ -18,6 +20,7 @@ from godwit.errors import GodwitError, MigrationError
 from godwit.linux import abi
 from godwit.migrate import faults, source, transport
 from godwit.migrate.channel import Channel
+from godwit.migrate.report import silent
 from godwit.types import Pid
 from godwit.wire.frames import FrameKind
 
@@ -39,6 +42,11 @@ class _Line(Channel):
         self.close()
         if not self.after:
             raise ConnectionResetError("the line was cut")
+
+
+def _say(line: str) -> None:
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
 
 
 def _describe(error: GodwitError) -> dict[str, str | int]:
@@ -75,9 +83,9 @@ def _crash_both(server: int) -> None:
     os.killpg(0, signal.SIGKILL)
 
 
-def _die_in_group(step: str) -> None:
-    def at(role: str, reached: str) -> None:
-        if (role, reached) == ("source", step):
+def _die_in_group(where: str) -> None:
+    def at(role: str, step: str) -> None:
+        if (role, step) == ("source", where):
             os.killpg(0, signal.SIGKILL)
 
     faults.at = at
@@ -92,18 +100,18 @@ def _migrate(pid: str, host: str, *words: str) -> int:
             host,
             _connector(host, list(words)),
             timeout_s=None,
-            progress=lambda event: None,
+            progress=silent,
         )
     except GodwitError as error:
-        print(json.dumps({"error": _describe(error)}))
+        _say(json.dumps({"error": _describe(error)}))
         return error.exit_status
-    print(json.dumps({"report": dataclasses.asdict(report)}))
+    _say(json.dumps({"report": dataclasses.asdict(report)}))
     return 0
 
 
 def _serve() -> int:
     certs = Path(os.environ["GODWIT_CERTS"])
-    api.serve_tls("127.0.0.1:0", certs, ready=lambda address: print(address, flush=True))
+    api.serve_tls("127.0.0.1:0", certs, ready=_say)
     return 0
 
 
@@ -111,7 +119,7 @@ def _restore(directory: str) -> int:
     try:
         api.restore(Path(directory), pod=True)
     except GodwitError as error:
-        print(json.dumps({"error": _describe(error)}))
+        _say(json.dumps({"error": _describe(error)}))
         return error.exit_status
     return 0
 
@@ -120,7 +128,7 @@ def _checkpoint(pid: str, directory: str, *words: str) -> int:
     error = _checkpoint_error(int(pid), Path(directory), leave_running=words == ("leave-running",))
     if error is None:
         return 0
-    print(json.dumps({"error": _describe(error)}))
+    _say(json.dumps({"error": _describe(error)}))
     return error.exit_status
 
 
@@ -139,12 +147,12 @@ def _tiny(place: str, pid: str, directory: str, *words: str) -> int:
     if error is None:
         return 0
     left = sorted(str(path) for path in Path(place).rglob("*"))
-    print(json.dumps({"error": _describe(error), "left": left}))
+    _say(json.dumps({"error": _describe(error), "left": left}))
     return error.exit_status
 
 
 def _recover() -> int:
-    print(json.dumps([dataclasses.asdict(each) for each in api.recover()]))
+    _say(json.dumps([dataclasses.asdict(each) for each in api.recover()]))
     return 0
 
 

@@ -128,7 +128,10 @@ def test_damaged_bytes_are_an_entry_or_an_image_error(kind: Any) -> None:
     check()
 
 
-@given(depth=st.integers(1, 5000), opener=st.sampled_from([b"\x91", b"\x81\xa1a", b"\xdc\xff\xff", b"\xdf\xff\xff\xff\xff"]))
+@given(
+    depth=st.integers(1, 5000),
+    opener=st.sampled_from([b"\x91", b"\x81\xa1a", b"\xdc\xff\xff", b"\xdf\xff\xff\xff\xff"]),
+)
 def test_deep_nesting_and_giant_counts_are_refused(depth: int, opener: bytes) -> None:
     for kind in ENTRIES:
         with pytest.raises(ImageError):
@@ -177,12 +180,19 @@ def test_an_open_file_of_any_tag_is_known_or_refused_by_number(tag: int, body: b
 
 # --- what no honest source sends ---------------------------------------------------------------
 
-PATH = PathFileEntry(path=b"/bin/x", mode=0o100755, uid=0, gid=0, size_bytes=1, mtime_ns=1, inode=1, birth_ns=0)
+PATH = PathFileEntry(
+    path=b"/bin/x", mode=0o100755, uid=0, gid=0, size_bytes=1, mtime_ns=1, inode=1, birth_ns=0
+)
 
 
 def vma(start: int, end: int, **values: Any) -> VmaEntry:
     return VmaEntry(
-        start=start * PAGE_SIZE, end=end * PAGE_SIZE, protection=3, shared=False, backing=Backing.ANONYMOUS, **values
+        start=start * PAGE_SIZE,
+        end=end * PAGE_SIZE,
+        protection=3,
+        shared=False,
+        backing=Backing.ANONYMOUS,
+        **values,
     )
 
 
@@ -233,7 +243,9 @@ DISHONEST: dict[str, OutlineEntry] = {
     "pid 1": replace(HONEST, identities=(identity(10), identity(1, 10), HONEST.identities[2])),
     "pid 2^22": replace(HONEST, identities=(identity(10), identity(1 << 22, 10), HONEST.identities[2])),
     "tid 2^30": replace(HONEST, identities=(identity(10, tids=(10, 1 << 30)), *HONEST.identities[1:])),
-    "child before its parent": replace(HONEST, identities=(identity(10), identity(12, 99), HONEST.identities[2])),
+    "child before its parent": replace(
+        HONEST, identities=(identity(10), identity(12, 99), HONEST.identities[2])
+    ),
     "own parent": replace(HONEST, identities=(identity(10), identity(12, 12), HONEST.identities[2])),
     "no leader": replace(HONEST, identities=(identity(10, tids=()), *HONEST.identities[1:])),
     "another leader": replace(HONEST, identities=(identity(10, tids=(11, 10)), *HONEST.identities[1:])),
@@ -279,7 +291,9 @@ edges = st.integers(-1, 40)
 @given(spans=st.lists(st.tuples(edges, edges), max_size=5))
 def test_mappings_pass_exactly_when_they_are_apart_and_in_order(spans: list[tuple[int, int]]) -> None:
     flat = [edge for span in spans for edge in span]
-    apart = all(start < end for start, end in spans) and flat == sorted(flat) and all(each >= 0 for each in flat)
+    apart = (
+        all(start < end for start, end in spans) and flat == sorted(flat) and all(each >= 0 for each in flat)
+    )
     assert (memory.space_problem([vma(*span) for span in spans]) == "") is apart
 
 

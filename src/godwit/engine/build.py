@@ -22,11 +22,12 @@ from godwit.engine.stub import Stub, Transfer
 from godwit.errors import DestinationError, ImageError
 from godwit.linux import clone, mem, ptrace
 from godwit.procfs import maps
-from godwit.resources import fdtable, memory, objects
+from godwit.resources import fdtable, memory, objects, signals
 from godwit.resources.base import FileKind
 from godwit.resources.objects import ObjectEntry
 from godwit.resources.outline import OutlineEntry, SpaceEntry, outline_of
 from godwit.resources.process import ProcessEntry, ProcessState, TreeEntry
+from godwit.tracee import calls
 from godwit.tracee.calls import WORKSHOP_BYTES
 from godwit.tracee.task import Tracee
 from godwit.types import Fd, FileId, OwnedFd, Pid
@@ -183,6 +184,7 @@ class Builder:
             objects.seal(entry, made.number)
         for process in tree.processes:
             stub = self.family.stubs[process.identity.pid]
+            stub.workshop.trap_signal = calls.free_trap_signal(_waiting_signals(process))
             with OpenPaths(outline_of(tree)) as paths:
                 finish.process(stub, process, paths.open)
             space.finish_vmas(stub, process.memory.vmas)
@@ -266,9 +268,9 @@ class Builder:
         if self._parked or stopped:
             self._bring_to_their_stops()
         for stub in self._all_stubs():
-            for task in stub.threads.values():
-                with contextlib.suppress(ProcessLookupError):
-                    ptrace.detach(task.tid, signal.SIGSTOP if stub.inner in stopped else 0)
+            # The leader last: it may end the process at once, and we must have let go of the others.
+            for task in reversed(stub.threads.values()):
+                _let_go(task, signal.SIGSTOP if stub.inner in stopped else 0)
         self._close()
 
     def _bring_to_their_stops(self) -> None:
@@ -377,3 +379,20 @@ def _mapped_files(shape: OutlineEntry, space_: SpaceEntry) -> list[object]:
 
 def _alive(pid: int) -> bool:
     return os.path.exists(f"/proc/{pid}")
+
+
+def _let_go(task: Tracee, number: int) -> None:
+    try:
+        ptrace.detach(task.tid, number)
+    except ProcessLookupError:
+        # It has ended already, and shows as a zombie until its tracer takes notice.
+        task.wait_until_gone()
+
+
+def _waiting_signals(process: ProcessEntry) -> int:
+    """Return the set of signals that wait for the process or one of its threads."""
+    infos = [*process.signals.pending, *(info for own in process.threads for info in own.pending)]
+    taken = 0
+    for info in infos:
+        taken |= 1 << (signals.number_of(info) - 1)
+    return taken

@@ -14,13 +14,14 @@ import xxhash
 from godwit.engine import clocks
 from godwit.engine.freeze import FrozenTree
 from godwit.engine.view import KnownSpace, MemoryObject, ProcessView, TreeView, map_file
-from godwit.errors import InternalError, UnsupportedStateError
+from godwit.errors import InternalError, Refusal, RefusedError
 from godwit.linux import mem, pagemap
 from godwit.linux.arch import SYSCALL_INSTRUCTION
 from godwit.linux.mman import PROT_WRITE
 from godwit.procfs import cpuinfo, fdinfo, maps, timers
 from godwit.procfs.source import read_bytes
 from godwit.resources import (
+    attributes,
     credentials,
     fdtable,
     limits,
@@ -40,7 +41,7 @@ from godwit.resources.objects import ObjectEntry
 from godwit.resources.outline import DemandEntry, OutlineEntry, SpaceEntry
 from godwit.resources.pathfile import PathFileEntry
 from godwit.resources.process import IdentityEntry, MachineEntry, ProcessEntry, ProcessState, TreeEntry
-from godwit.resources.thread import SchedulerClocks, SleepClock, ThreadEntry
+from godwit.resources.thread import SleepClock, ThreadEntry
 from godwit.tracee import calls
 from godwit.types import PAGE_SIZE, OwnedFd, Pid
 
@@ -185,7 +186,7 @@ def outline(view: TreeView) -> tuple[OutlineEntry, DemandEntry]:
         with mem.open_memory(process.pid) as memory_fd:
             vmas, vdso = _vmas(process, paths, view, memory_fd)
         _links(process.pid, paths)
-        written |= {vma.file for vma in vmas if vma.file >= 0 and vma.shared and vma.protection & PROT_WRITE}
+        written |= {vma.file for vma in vmas if vma.file >= 0 and vma.shared and vma.may_write}
         spaces.append(
             SpaceEntry(
                 pid=process.status.nspid[-1],
@@ -241,14 +242,13 @@ def capture(frozen: FrozenTree, view: TreeView, machine_entry: MachineEntry) -> 
     states = identities(view, stopped)
     sources: list[PageSource] = []
     shift_ns = clocks.seen_by(view.root.pid)[0] - time.monotonic_ns()
-    schedulers = SchedulerClocks()
     with contextlib.ExitStack() as on_failure:
         on_failure.callback(_close, sources)
         processes: list[ProcessEntry] = []
         for process, identity in zip(view.processes, states, strict=True):
             if process.zombie:
                 continue
-            sleep_clock = SleepClock(schedulers, shift_ns, _sleep_notes(process))
+            sleep_clock = SleepClock(frozen.schedulers, shift_ns, _sleep_notes(process))
             entry = _process(frozen, process, identity, paths, inner, view, sleep_clock)
             sources.append(_process_pages(process, entry, len(processes)))
             processes.append(entry)
@@ -319,6 +319,7 @@ def _process(
             limits=limits.collect(pid),
             threads=tuple(threads),
             descriptors=_descriptors(process, view),
+            attributes=attributes.collect(pid, process.status),
         )
 
 
@@ -354,16 +355,30 @@ def _links(pid: Pid, paths: _PathTable) -> tuple[int, int, int]:
 
 
 def _link(pid: Pid, name: str, paths: _PathTable, *, content: bool) -> int:
+    refusal = _removed(pid, name)
+    if refusal is not None:
+        raise RefusedError([refusal])
     proc_path = f"/proc/{pid}/{name}"
-    target = os.readlink(os.fsencode(proc_path))
-    if target.endswith(b" (deleted)") and not os.path.lexists(target):
-        raise UnsupportedStateError(
-            f"{name} {os.fsdecode(target)}",
-            where=f"pid {pid}",
-            why="it was removed while the program uses it",
-            remedy="put it back, or restart the program from its new version",
-        )
-    return paths.index(proc_path, target, content=content)
+    return paths.index(proc_path, os.readlink(os.fsencode(proc_path)), content=content)
+
+
+def removed_links(pid: Pid) -> list[Refusal]:
+    """Say which of program, working directory and root were removed under a process."""
+    return [refusal for name in ("exe", "cwd", "root") if (refusal := _removed(pid, name)) is not None]
+
+
+def _removed(pid: Pid, name: str) -> Refusal | None:
+    proc_path = f"/proc/{pid}/{name}"
+    target = os.readlink(proc_path)
+    # A file really called so has its names; a removed directory has none.
+    if not target.endswith(" (deleted)") or os.stat(proc_path).st_nlink > 0:
+        return None
+    return Refusal(
+        what=f"{name} {target}",
+        where=f"pid {pid}",
+        why="it was removed while the program uses it",
+        remedy="put it back, or restart the program from its new version",
+    )
 
 
 def _descriptors(process: ProcessView, view: TreeView) -> tuple[DescriptorEntry, ...]:
@@ -419,7 +434,11 @@ def _describe_space(process: ProcessView, view: TreeView, memory_fd: OwnedFd) ->
             object_id = found.object_id
         elif mapping.inode and not memory.kernel_owned(mapping):
             proc_path = map_file(process.pid, mapping)
-            entry = view.path_file(proc_path, os.fsencode(mapping.path), content=not _written(mapping))
+            # What looks like an escape in maps may be part of a name.
+            path = os.fsencode(mapping.path)
+            if b"\\" in path or b"\n" in path:
+                path = os.readlink(os.fsencode(proc_path))
+            entry = view.path_file(proc_path, path, content=not _written(mapping))
             file = files.setdefault(entry, len(files))
         vmas.append(memory.entry_of(mapping, file=file, object_id=object_id))
     return KnownSpace(mappings=process.mappings, vmas=tuple(vmas), files=tuple(files), vdso=vdso)

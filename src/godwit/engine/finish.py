@@ -14,7 +14,7 @@ from godwit.errors import DestinationError, ImageError
 from godwit.linux import mman, ptrace
 from godwit.linux.arch import UserRegs
 from godwit.procfs import stat, status
-from godwit.resources import credentials, fdtable, interrupted, limits, memory, signals, sleepnotes, timers
+from godwit.resources import attributes, credentials, fdtable, interrupted, limits, memory, signals, sleepnotes, timers
 from godwit.resources import thread as thread_resource
 from godwit.resources.fdtable import DescriptorEntry
 from godwit.resources.process import ProcessEntry, TreeEntry
@@ -128,8 +128,10 @@ def process(stub: Stub, entry: ProcessEntry, open_path: Callable[[int, int], Fd]
     batch.run()
     batch = stub.batch()
     signals.restore(entry.signals, batch)
+    attributes.restore_process(entry.attributes, batch)
     batch.run()
     limits.restore_oom(entry.limits, stub.pid)
+    attributes.restore_outside(entry.attributes, stub.pid)
 
 
 def thread(stub: Stub, entry: ProcessEntry, own: ThreadEntry, clock_shift_ns: int) -> None:
@@ -141,6 +143,7 @@ def thread(stub: Stub, entry: ProcessEntry, own: ThreadEntry, clock_shift_ns: in
     thread_resource.restore_scheduling(own, task.tid)
     batch = stub.batch(task)
     thread_resource.restore_self(own, batch)
+    attributes.restore_thread(entry.attributes, batch)
     current = status.read(stub.pid, task.tid)
     credentials.restore(entry.credentials, batch, current=current, first=leader)
     thread_resource.restore_parent_death_signal(own, batch)
@@ -149,9 +152,9 @@ def thread(stub: Stub, entry: ProcessEntry, own: ThreadEntry, clock_shift_ns: in
         _flush_signals(stub, task)
         batch = stub.batch(task)
         timers.restore(entry.timers, batch)
-        limits.restore(entry.limits, batch)
         signals.queue_for_process(entry.signals.pending, batch, stub.inner)
         signals.queue_for_thread(own.pending, batch, stub.inner, own.tid)
+        limits.restore(entry.limits, batch)
         batch.run()
     elif own.pending:
         batch = stub.batch(task)

@@ -10,16 +10,23 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import struct
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Final
 
-from godwit.errors import NoProcessError
-from godwit.linux import ptrace
+from godwit.errors import BusyError, NoProcessError
+from godwit.linux import mem, ptrace
 from godwit.procfs import stat, tasks
 from godwit.resources import interrupted
-from godwit.resources.thread import Repose, observe
+from godwit.resources.thread import Repose, SchedulerClocks, abort_critical_section, observe
+from godwit.tracee import calls
 from godwit.tracee.task import Tracee
-from godwit.types import Pid, Tid
+from godwit.types import OwnedFd, Pid, Tid
+
+_STOPPED_WITHIN_S: Final = 0.25
+_LET_GO_WITHIN_S: Final = 5.0
 
 
 @dataclass(slots=True)
@@ -29,6 +36,7 @@ class FrozenTree:
     root: Pid
     # Leader first in each.
     tracees: dict[Pid, dict[Tid, Tracee]] = field(default_factory=dict[Pid, dict[Tid, Tracee]])
+    schedulers: SchedulerClocks = field(default_factory=SchedulerClocks)
     reposes: dict[Tid, Repose] = field(default_factory=dict[Tid, Repose])
 
     def threads(self) -> Iterator[Tracee]:
@@ -52,7 +60,13 @@ class FrozenTree:
             task.unpark()
 
     def kill(self) -> None:
-        """End every process of the tree and take the death notes, threads before their leader."""
+        """End every process of the tree and take the death notes, threads before their leader.
+
+        Robust futexes are not marked as left by a dead owner: their owner lives on elsewhere.
+        """
+        for task in self.threads():
+            with contextlib.suppress(OSError, NoProcessError):
+                _forget_robust_list(task)
         for pid in self.tracees:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
@@ -68,13 +82,26 @@ class FrozenTree:
         self.tracees.clear()
 
 
+def _forget_robust_list(task: Tracee) -> None:
+    head, length = ptrace.get_robust_list(task.tid)
+    if not head:
+        return
+    with mem.open_memory(task.pid) as memory:
+        first, _, pending = struct.unpack("<QqQ", os.pread(memory.number, 24, head))
+    if first == head and not pending:
+        return
+    task.save()
+    with calls.opened(task) as workshop:
+        workshop.call(task, "set_robust_list", 0, length)
+
+
 def _members(root: Pid) -> list[Pid]:
     found: list[Pid] = []
     waiting = [root]
     while waiting:
         pid = waiting.pop(0)
         try:
-            if stat.read(pid).state in "ZX":
+            if stat.read(pid).state in "ZX" and len(tasks.list_tids(pid)) <= 1:
                 continue
             found.append(pid)
             waiting += tasks.children(pid)
@@ -96,11 +123,25 @@ def _stop_new(tree: FrozenTree) -> bool:
                 if task is not None:
                     group[tid] = task
                     fresh.append(task)
+    deadline = time.monotonic() + _STOPPED_WITHIN_S
+    late: list[Tracee] = []
     for task in fresh:
         try:
-            task.wait_until_stopped()
+            task.wait_until_stopped(deadline)
         except NoProcessError:
             tree.tracees[task.pid].pop(task.tid)
+        except BusyError:
+            late.append(tree.tracees[task.pid].pop(task.tid))
+    if late:
+        # Whom they wait for may be one of those we have stopped.
+        tree.thaw()
+        deadline = time.monotonic() + _LET_GO_WITHIN_S
+        for task in late:
+            task.let_go_when_stopped(deadline)
+        raise BusyError(
+            f"thread {late[0].tid} of pid {late[0].pid} waits in the kernel and cannot be stopped now",
+            remedy="try again in a moment",
+        )
     return bool(fresh)
 
 
@@ -133,14 +174,28 @@ def freeze(root: Pid) -> FrozenTree:
         tree.tracees = {pid: group for pid, group in tree.tracees.items() if group}
         if root not in tree.tracees:
             raise NoProcessError(f"process {root} ended before it could be stopped")
-        for task in tree.threads():
-            task.save()
-            if interrupted.correct(task.registers):
-                ptrace.set_registers(task.tid, task.registers)
+        for pid, group in tree.tracees.items():
+            with mem.open_memory(pid) as memory:
+                for task in group.values():
+                    _note_place(tree, task, memory)
     except BaseException:
         tree.thaw()
         raise
     return tree
+
+
+def _note_place(tree: FrozenTree, task: Tracee, memory: OwnedFd) -> None:
+    """Save a stopped thread, with what the stop itself has done to it set right."""
+    task.save()
+    changed = abort_critical_section(task, memory)
+    if interrupted.correct(task.registers):
+        changed = True
+        repose = tree.reposes[task.tid]
+        if interrupted.has_timeout_register(task.registers) and repose.ran_ns is not None:
+            began_ns = tree.schedulers.monotonic_ns(repose.cpu, repose.ran_ns)
+            interrupted.shorten(task.registers, time.monotonic_ns() - began_ns)
+    if changed:
+        ptrace.set_registers(task.tid, task.registers)
 
 
 @contextlib.contextmanager

@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import os
 
-from godwit.errors import DestinationError, ImageError
+from godwit.errors import ImageError
+from godwit.resources import pathfile
 from godwit.resources.outline import OutlineEntry
-from godwit.types import Fd, OwnedFd
+from godwit.types import Fd
 
 
 class OpenPaths(contextlib.ExitStack):
@@ -23,19 +24,14 @@ class OpenPaths(contextlib.ExitStack):
 
         Raises:
             ImageError: The image has no such file.
-            DestinationError: It cannot be opened here.
+            RefusedError: It is not here, or is not the same.
         """
         if not 0 <= index < len(self._shape.path_files):
             raise ImageError(f"the image refers to file {index}, which it lacks")
         key = (index, flags)
         if key not in self._open:
             entry = self._shape.path_files[index]
-            try:
-                fd = self.enter_context(OwnedFd(os.open(entry.path, flags | os.O_CLOEXEC)))
-            except OSError as error:
-                raise DestinationError(
-                    f"cannot open {os.fsdecode(entry.path)}: {error.strerror}",
-                    remedy="install it at the destination",
-                ) from error
+            written = flags & os.O_ACCMODE == os.O_RDWR
+            fd = self.enter_context(pathfile.opened(entry, flags, written=written, what="mapped file"))
             self._open[key] = fd.number
         return self._open[key]

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from godwit.engine import view as views
-from godwit.engine.capture import identities
+from godwit.engine.capture import identities, removed_links
 from godwit.engine.family import session_refusal
 from godwit.engine.view import ProcessView, TreeView
 from godwit.errors import (
@@ -22,12 +22,12 @@ from godwit.errors import (
     RequestError,
     UnsupportedStateError,
 )
-from godwit.linux import kcmp
+from godwit.linux import kcmp, pagemap, sysvipc
 from godwit.procfs import stat, status, tasks
 from godwit.procfs.maps import Mapping
 from godwit.resources import fdtable, memory, registry
 from godwit.resources.base import Disposition, Finding, OpenFile
-from godwit.types import Pid, Tid
+from godwit.types import OwnedFd, Pid, Tid
 
 # A holding that cannot be carried is refused when it is seen at so many looks.
 LOOKS: Final = 8
@@ -73,7 +73,7 @@ def check_target(pid: Pid) -> None:
         raise NoProcessError(f"there is no process {pid}", remedy="look it up with ps") from None
     if found.kernel_thread:
         raise RequestError(f"pid {pid} ({found.comm}) is a kernel thread", remedy="name a user process")
-    if found.state in "ZX":
+    if found.state in "ZX" and len(tasks.list_tids(pid)) <= 1:
         raise NoProcessError(
             f"process {pid} ({found.comm}) has ended and waits to be reaped by pid {found.ppid}",
             remedy="name a living process",
@@ -125,6 +125,7 @@ def plan(tree: TreeView) -> Plan:
     findings = [finding for process in tree.processes for finding in _process_findings(process, tree)]
     for file in tree.files:
         findings += _file_findings(file, tree)
+    findings += _sysv_findings(tree)
     outside = views.mapped_outside(tree)
     if outside is not None:
         findings.append(
@@ -151,15 +152,21 @@ def movable(pid: Pid, memory_: views.Memory) -> Plan:
         if found.movable:
             break
         select.select([], [], [], PAUSE_S)
+        memory_.outside = None
         _, found = views.settled(pid, memory_, plan)
     found.obey()
     return found
 
 
 def plan_frozen(tree: TreeView) -> Plan:
-    """List what can have changed since `plan`: mappings and open files. The tree is frozen by us."""
+    """List what can have changed since `plan`, as far as it stands in the way. The tree is frozen by us."""
     findings: list[Finding] = []
     for process in tree.processes:
+        where = f"pid {process.pid}"
+        if process.zombie:
+            continue
+        findings += [*_leader_refusals(process, where), *_memory_sharing(process, tree, where)]
+        findings += [finding for tid in process.tids[1:] for finding in _thread_refusals(process, tid, where)]
         for mapping in process.mappings:
             refusal = memory.refusal(mapping, process.pid)
             if refusal is not None:
@@ -167,6 +174,25 @@ def plan_frozen(tree: TreeView) -> Plan:
     refused = [registry.kind_of(file).inspect(file, tree) for file in tree.files]
     findings += [finding for finding in refused if finding.disposition is Disposition.REFUSE]
     return Plan(pid=tree.root.pid, comm=tree.root.stat.comm, findings=tuple(findings))
+
+
+def _sysv_findings(tree: TreeView) -> Iterator[Finding]:
+    """Refuse who used System V objects, as far as the kernel remembers: the last user of each."""
+    if tasks.namespaces(tree.root.pid).get("ipc") != tasks.namespaces(Pid(os.getpid())).get("ipc"):
+        return
+    for what, users in (
+        ("semaphores", sysvipc.users_of_semaphores()),
+        ("message queue", sysvipc.users_of_queues()),
+    ):
+        for ident, pid in users:
+            if pid in tree.pids:
+                yield _refuse(
+                    f"System V {what} {ident}",
+                    f"pid {pid}",
+                    "objects of semget(2) and msgget(2) are not carried yet",
+                    "use POSIX semaphores and queues",
+                )
+                break
 
 
 def _file_findings(file: OpenFile, tree: TreeView) -> Iterator[Finding]:
@@ -202,6 +228,9 @@ def _process_findings(process: ProcessView, tree: TreeView) -> Iterator[Finding]
             disposition=Disposition.MOVE, what="zombie", where=where, why="its exit status goes along"
         )
         return
+    if process.leaderless:
+        yield from _leader_refusals(process, where)
+        return
     count = len(process.tids)
     yield Finding(
         disposition=Disposition.MOVE,
@@ -209,6 +238,7 @@ def _process_findings(process: ProcessView, tree: TreeView) -> Iterator[Finding]
         where=where,
     )
     yield from _state_refusals(process, tree, where)
+    yield from (_refuse(each.what, each.where, each.why, each.remedy) for each in removed_links(process.pid))
     yield from _memory_findings(process, where)
     yield from _tie_findings(process, tree, where)
 
@@ -221,6 +251,13 @@ def _state_refusals(process: ProcessView, tree: TreeView, where: str) -> Iterato
         )
     if own.tracer_pid:
         yield _refuse("tracer", where, f"pid {own.tracer_pid} traces it", "end the debugger or tracer first")
+    if own.nspid[-1] == 1:
+        yield _refuse(
+            "first process of a pid namespace",
+            where,
+            "the others of its namespace end with it",
+            "move one of its children instead",
+        )
     root = tree.root
     for kind in ("user", "pid", "net", "mnt", "ipc", "uts"):
         theirs, roots = tasks.namespaces(process.pid).get(kind), tasks.namespaces(root.pid).get(kind)
@@ -234,6 +271,22 @@ def _state_refusals(process: ProcessView, tree: TreeView, where: str) -> Iterato
             )
         elif kind == "user" and theirs != ours:
             yield _refuse("user namespace", where, "it is not ours", "run godwit inside of that namespace")
+    yield from _memory_sharing(process, tree, where)
+    for tid in process.tids[1:]:
+        yield from _thread_refusals(process, tid, where)
+
+
+def _leader_refusals(process: ProcessView, where: str) -> Iterator[Finding]:
+    if process.leaderless:
+        yield _refuse(
+            "process whose first thread has ended",
+            where,
+            "the kernel shows little of it, so it is not carried yet",
+            "let its main function wait for the threads instead of pthread_exit(3)",
+        )
+
+
+def _memory_sharing(process: ProcessView, tree: TreeView, where: str) -> Iterator[Finding]:
     earlier = [other.pid for other in tree.processes if not other.zombie and other.pid < process.pid]
     if any(kcmp.same_part(process.pid, other, kcmp.KCMP_VM) for other in earlier):
         yield _refuse(
@@ -242,23 +295,42 @@ def _state_refusals(process: ProcessView, tree: TreeView, where: str) -> Iterato
             "it was made by vfork(2) or clone(2) with CLONE_VM and has not executed a program yet",
             "try again in a moment",
         )
-    for tid in process.tids[1:]:
-        yield from _thread_refusals(process.pid, tid, where)
+        return
+    for part, name in (
+        (kcmp.KCMP_FILES, "descriptor table"),
+        (kcmp.KCMP_FS, "working directory"),
+        (kcmp.KCMP_SIGHAND, "signal actions"),
+    ):
+        if any(kcmp.same_part(process.pid, other, part) for other in earlier):
+            yield _refuse(
+                f"{name} shared with another process",
+                where,
+                "processes made by clone(2) with shared parts are not carried yet",
+                "use threads, or fork(2)",
+            )
 
 
-def _thread_refusals(pid: Pid, tid: Tid, where: str) -> Iterator[Finding]:
+def _thread_refusals(process: ProcessView, tid: Tid, where: str) -> Iterator[Finding]:
     for part, name in ((kcmp.KCMP_FILES, "descriptor table"), (kcmp.KCMP_FS, "working directory")):
         try:
-            same = kcmp.same_part(pid, Pid(tid), part)
+            same = kcmp.same_part(process.pid, Pid(tid), part)
         except ProcessLookupError:
             return
         if not same:
             yield _refuse(
-                f"thread {tid} with a {name} of its own",
-                where,
-                "unshare(2) in threads is not carried yet",
-                "",
+                f"thread {tid} with a {name} of its own", where, "unshare(2) in threads is not carried yet"
             )
+    try:
+        own = status.read_standing(process.pid, tid)
+    except ProcessLookupError:
+        return
+    if own != status.read_standing(process.pid, Tid(process.pid)):
+        yield _refuse(
+            f"thread {tid} with a user, capabilities or seccomp filter of its own",
+            where,
+            "only what all threads of a process share is carried yet",
+            "let every thread change together, as the C library does",
+        )
 
 
 def _memory_findings(process: ProcessView, where: str) -> Iterator[Finding]:
@@ -268,6 +340,13 @@ def _memory_findings(process: ProcessView, where: str) -> Iterator[Finding]:
         what=f"{private // 1024} KiB of memory in {len(process.mappings)} mappings",
         where=where,
     )
+    if _guarded(process):
+        yield _refuse(
+            "guard pages inside a mapping",
+            where,
+            "madvise(MADV_GUARD_INSTALL) is not carried yet",
+            "start it with GLIBC_TUNABLES=glibc.pthread.stack_guard_madvise=0 if it is the C library's doing",
+        )
     seen: set[str] = set()
     for mapping in process.mappings:
         refusal = memory.refusal(mapping, process.pid)
@@ -281,6 +360,15 @@ def _memory_findings(process: ProcessView, where: str) -> Iterator[Finding]:
                 where=where,
                 why="the destination's own, if it is equal",
             )
+
+
+def _guarded(process: ProcessView) -> bool:
+    with OwnedFd(os.open(f"/proc/{process.pid}/pagemap", os.O_RDONLY | os.O_CLOEXEC)) as descriptor:
+        return any(
+            pagemap.has_guard_pages(descriptor.number, mapping.start, mapping.end)
+            for mapping in process.mappings
+            if not mapping.shared and not mapping.inode and not mapping.path.startswith("[v")
+        )
 
 
 def _is_library(mapping: Mapping) -> bool:
@@ -297,6 +385,12 @@ def _tie_findings(process: ProcessView, tree: TreeView, where: str) -> Iterator[
             what=f"parent pid {process.stat.ppid}",
             where=where,
             why="the init of its pod, or who restores it, becomes its parent",
+        )
+        yield Finding(
+            disposition=Disposition.REBIND,
+            what="CPU time used so far",
+            where=where,
+            why="the kernel counts from zero again: times(2), CLOCK_PROCESS_CPUTIME_ID",
         )
     if process.stat.tty_nr:
         yield Finding(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import contextlib
 import os
 from collections.abc import Callable, Sequence
 from typing import Final
@@ -11,7 +12,7 @@ from godwit.engine.stub import Stub
 from godwit.errors import DestinationError, ImageError
 from godwit.linux import mman
 from godwit.procfs import maps
-from godwit.resources import memory
+from godwit.resources import memory, objects
 from godwit.resources.memory import Backing, VmaEntry
 from godwit.tracee.calls import WORKSHOP_BYTES, find_gadget
 from godwit.types import PAGE_SIZE, Fd, OwnedFd
@@ -67,6 +68,7 @@ def map_all(
             ) from error
     batch = stub.batch()
     for number in numbers.values():
+        batch.make_room()
         batch.add("close", number)
     for vma in mapped:
         if vma.advice:
@@ -95,11 +97,11 @@ def populate(stub: Stub, vmas: Sequence[VmaEntry], runs: Sequence[tuple[int, int
 
 
 def _file_key(vma: VmaEntry) -> tuple[int, int, int] | None:
+    flags = os.O_RDWR if vma.shared and vma.may_write else os.O_RDONLY
     if vma.backing is Backing.OBJECT:
-        return (0, vma.object_id, os.O_RDWR)
+        return (0, vma.object_id, flags)
     if vma.backing is Backing.FILE:
-        writes = vma.shared and vma.protection & mman.PROT_WRITE
-        return (1, vma.file, os.O_RDWR if writes else os.O_RDONLY)
+        return (1, vma.file, flags)
     return None
 
 
@@ -110,8 +112,18 @@ def _deliver(
     open_object: Callable[[int], OwnedFd],
 ) -> dict[tuple[int, int, int] | None, int]:
     keys = list(dict.fromkeys(key for vma in vmas if (key := _file_key(vma)) is not None))
-    fds = [open_path(number, flags) if kind else open_object(number).number for kind, number, flags in keys]
-    return dict(zip(keys, stub.deliver(fds), strict=True))
+    with contextlib.ExitStack() as opened:
+        fds: list[Fd] = []
+        for kind, number, flags in keys:
+            if kind:
+                fds.append(open_path(number, flags))
+            elif flags == os.O_RDWR:
+                fds.append(open_object(number).number)
+            else:
+                again = opened.enter_context(objects.reopen(open_object(number).number, flags))
+                fds.append(again.number)
+        numbers = stub.deliver(fds)
+    return dict(zip(keys, numbers, strict=True))
 
 
 def _move_kernel_mappings(stub: Stub, vmas: Sequence[VmaEntry]) -> None:

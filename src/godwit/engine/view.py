@@ -50,7 +50,12 @@ class ProcessView:
     @property
     def zombie(self) -> bool:
         """It has ended and waits to be reaped."""
-        return self.stat.state in "ZX"
+        return self.stat.state in "ZX" and len(self.tids) == 1
+
+    @property
+    def leaderless(self) -> bool:
+        """Its first thread has ended, and others live on."""
+        return self.stat.state in "ZX" and len(self.tids) > 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,7 +150,8 @@ class TreeView:
         """Return who, not being of the tree, has something open whose link reads `inode_link`."""
         if self.memory.outside is None:
             self.memory.outside = _scan_outside(self._pids | self.memory.movers)
-        return self.memory.outside.get(inode_link, ())
+        # Whoever was born into the tree since is no outsider.
+        return [pair for pair in self.memory.outside.get(inode_link, ()) if pair[0] not in self._pids]
 
     def memory_object_id(self, device: int, inode: int) -> int:
         """Return the number of the memory object that is this file's content. KeyError: none is."""
@@ -236,11 +242,12 @@ def look(root: Pid, memory: Memory) -> TreeView:
 
 def _look_at(pid: Pid, memory: Memory) -> ProcessView:
     task_stat = stat.read(pid)
-    if task_stat.state in "ZX":
-        return ProcessView(
-            pid=pid, stat=task_stat, status=status.read(pid), tids=(Tid(pid),), mappings=(), links={}
-        )
     tids = tasks.list_tids(pid)
+    if task_stat.state in "ZX":
+        # The kernel shows nothing more by the id of a thread that has ended, even of a living process.
+        return ProcessView(
+            pid=pid, stat=task_stat, status=status.read(pid), tids=tids or (Tid(pid),), mappings=(), links={}
+        )
     return ProcessView(
         pid=pid,
         stat=task_stat,
@@ -271,18 +278,28 @@ def _open_files(processes: Sequence[ProcessView]) -> tuple[OpenFile, ...]:
     by_link: dict[str, list[list[tuple[Pid, Fd]]]] = defaultdict(list)
     for process in processes:
         for fd, link in sorted(process.links.items()):
-            slot = (process.pid, fd)
-            for group in by_link[link]:
-                if kcmp.same_file(*group[0], *slot):
-                    group.append(slot)
-                    break
-            else:
-                by_link[link].append([slot])
+            _place(by_link[link], (process.pid, fd))
     files: list[OpenFile] = []
     for link, groups in by_link.items():
         for group in groups:
             files.append(_open_file(FileId(len(files) + 1), link, tuple(sorted(group))))
     return tuple(files)
+
+
+def _place(groups: list[list[tuple[Pid, Fd]]], slot: tuple[Pid, Fd]) -> None:
+    """Put a slot into its group, or into a new one. kcmp(2) orders files, so groups stay sorted."""
+    low, high = 0, len(groups)
+    while low < high:
+        middle = (low + high) // 2
+        order = kcmp.file_order(*slot, *groups[middle][0])
+        if order == kcmp.SAME:
+            groups[middle].append(slot)
+            return
+        if order == kcmp.LESS:
+            high = middle
+        else:
+            low = middle + 1
+    groups.insert(low, [slot])
 
 
 def _open_file(file_id: FileId, link: str, holders: tuple[tuple[Pid, Fd], ...]) -> OpenFile:
@@ -326,6 +343,8 @@ def _memory_objects(tree: TreeView) -> dict[tuple[int, int], MemoryObject]:
                 continue
             path = map_file(process.pid, mapping)
             status_ = os.stat(path)
+            if _has_a_name(kind, status_):
+                continue
             if kind is None:
                 if (status_.st_dev, status_.st_ino) not in tree.memory.carried:
                     continue
@@ -351,8 +370,13 @@ def object_kind(mapping: Mapping) -> ObjectKind | None:
     if mapping.shared and (mapping.path == _SHARED_ANONYMOUS or mapping.path.startswith("[anon_shmem:")):
         return ObjectKind.SHARED_ANONYMOUS
     if mapping.path.startswith("/") and mapping.deleted and not mapping.path.startswith("/SYSV"):
+        # To be looked at: a file may really be called so.
         return ObjectKind.DELETED_FILE
     return None
+
+
+def _has_a_name(kind: ObjectKind | None, found: os.stat_result) -> bool:
+    return kind is ObjectKind.DELETED_FILE and found.st_nlink > 0
 
 
 def shared_outside(tree: TreeView, file: OpenFile) -> Pid | None:
@@ -380,7 +404,7 @@ def mapped_outside(tree: TreeView) -> tuple[Pid, bytes] | None:
     wanted = {
         inode: found.name
         for (_, inode), found in tree.objects.items()
-        if found.kind is not ObjectKind.DELETED_FILE
+        if found.kind in (ObjectKind.MEMFD, ObjectKind.SHARED_ANONYMOUS)
     }
     if not wanted:
         return None

@@ -14,6 +14,10 @@ KCMP_FS = 3
 KCMP_SIGHAND = 4
 KCMP_EPOLL_TFD = 7
 
+SAME = 0
+LESS = 1
+GREATER = 2
+
 
 def _order(pid1: Pid, pid2: Pid, kind: int, idx1: int, idx2: int | bytes) -> int:
     return abi.syscall("kcmp", pid1, pid2, kind, idx1, idx2)
@@ -52,3 +56,12 @@ def watches_file(watcher: Pid, epoll: Fd, tfd: Fd, nth: int, holder: Pid, fd: Fd
     """
     slot = struct.pack("=III", epoll, tfd, nth)
     return _order(holder, watcher, KCMP_EPOLL_TFD, fd, slot) == 0
+
+
+def file_order(pid1: Pid, fd1: Fd, pid2: Pid, fd2: Fd) -> int:
+    """Order two descriptors by their open file descriptions: SAME, LESS or GREATER.
+
+    The order is total while the files stay open, so many descriptors can be sorted. Raises as
+    `same_file` does.
+    """
+    return _order(pid1, pid2, KCMP_FILE, fd1, fd2)

@@ -64,6 +64,27 @@ def scan_private(pagemap: Fd, start: int, end: int) -> Iterator[tuple[int, int]]
         yield from _walk_table(pagemap, start, end)
 
 
+def has_guard_pages(pagemap: Fd, start: int, end: int) -> bool:
+    """Tell whether a range holds guard pages: MADV_GUARD_INSTALL of madvise(2), Linux 6.13."""
+    regions = (PageRegion * 1)()
+    argument = PmScanArg(
+        size=ctypes.sizeof(PmScanArg),
+        start=start,
+        end=end,
+        vec=ctypes.addressof(regions),
+        vec_len=1,
+        max_pages=1,
+        category_mask=PAGE_IS_GUARD,
+        return_mask=PAGE_IS_GUARD,
+    )
+    try:
+        return bool(fcntl.ioctl(pagemap, PAGEMAP_SCAN, argument))
+    except OSError as error:
+        if error.errno in (errno.ENOTTY, errno.EINVAL):
+            return False  # A kernel that cannot show them has none.
+        raise
+
+
 def _scan(pagemap: Fd, start: int, end: int) -> Iterator[tuple[int, int]]:
     regions = (PageRegion * _REGIONS)()
     argument = PmScanArg(

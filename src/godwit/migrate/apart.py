@@ -6,6 +6,7 @@ The child sends progress and its result as length-prefixed JSON; the parent may 
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import select
@@ -100,7 +101,10 @@ def run(
             except KeyboardInterrupt:
                 interrupted = True
                 ours.send(b"c")
-    _, status = os.waitpid(pid, 0)
+    status = -1
+    # A caller who ignores SIGCHLD has no children to wait for.
+    with contextlib.suppress(ChildProcessError):
+        _, status = os.waitpid(pid, 0)
     if outcome is None:
         raise WorkerDied(status)
     if outcome[0] == _ERROR:

@@ -50,9 +50,7 @@ def record_of(move: Move, view: TreeView, tree: TreeEntry) -> Record:
             if not process.zombie
         ),
         locks=tree.locks,
-        carried=tuple(
-            Carried(path=file.path, device=file.device, inode=file.inode) for file in move.carried
-        ),
+        carried=tuple(Carried(path=file.path, device=file.device, inode=file.inode) for file in move.carried),
     )
 
 

@@ -19,6 +19,7 @@ from godwit.engine.freeze import FrozenTree
 from godwit.engine.plan import Plan
 from godwit.engine.view import TreeView
 from godwit.errors import (
+    BusyError,
     GodwitError,
     InternalError,
     MigrationError,
@@ -233,15 +234,22 @@ def _frozen(move: Move) -> Iterator[tuple[FrozenTree, TreeView]]:
     """
     for tries_left in reversed(range(plan.LOOKS)):
         move.frozen_at = time.monotonic()
-        with freeze.frozen(move.pid) as frozen:
-            faults.at(ROLE, "frozen")
-            tree = view.look(move.pid, move.memory)
-            found = plan.plan_frozen(tree)
-            if found.movable:
-                yield frozen, tree
-                return
-        if not tries_left:
-            found.obey()
+        try:
+            frozen = freeze.freeze(move.pid)
+        except BusyError:
+            if not tries_left:
+                raise
+        else:
+            with contextlib.ExitStack() as thawing:
+                thawing.callback(frozen.thaw)
+                faults.at(ROLE, "frozen")
+                tree = view.look(move.pid, move.memory)
+                found = plan.plan_frozen(tree)
+                if found.movable:
+                    yield frozen, tree
+                    return
+            if not tries_left:
+                found.obey()
         move.line.wait(plan.PAUSE_S)
         move.check()
 

@@ -139,9 +139,9 @@ def _write_frozen(
     with contextlib.closing(captured), _written(directory) as channel:
         channel.open_stream()
         channel.send(FrameKind.HEADER, codec.encode(header))
-        clock = ClockEntry(
-            monotonic_ns=machine.monotonic_ns, boottime_ns=machine.boottime_ns, since_hello_ns=0
-        )
+        # Read last: a timer's remaining time, read before, must not run out early by these clocks.
+        monotonic_ns, boottime_ns = clocks.seen_by(pid)
+        clock = ClockEntry(monotonic_ns=monotonic_ns, boottime_ns=boottime_ns, since_hello_ns=0)
         sending.send_outline(channel, shape, demand, clock)
         sending.send_tree(channel, captured)
 
@@ -273,6 +273,12 @@ def _restore(directory: Path, progress: Progress, *, in_pod: bool, status_fd: Fd
     except OSError as error:
         raise AccessError(f"cannot read {path}: {error.strerror}", remedy="run as its owner") from error
     with opened as fd:
+        owner = os.fstat(fd.number).st_uid
+        if owner not in (0, os.geteuid()):
+            raise AccessError(
+                f"{path} belongs to user {owner}: restored as ours it could be made to do anything",
+                remedy="restore it as that user, or chown it if you trust it",
+            )
         channel = Channel(FdPipe(fd.number, -1))
         try:
             with receiving.honest():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -174,3 +175,14 @@ def read(pid: Pid, tid: Tid | None = None, *, proc: str = source.PROC) -> TaskSt
     text = source.read_text(pid, "status", tid=tid, proc=proc)
     flags = 0 if "\nKthread:" in text else stat.read(pid, tid, proc=proc).flags
     return parse(text, flags=flags)
+
+
+_STANDING = re.compile(rb"^(?:Uid|Gid|Groups|Cap\w+|NoNewPrivs|Seccomp|Seccomp_filters):.*$", re.MULTILINE)
+
+
+def read_standing(pid: Pid, tid: Tid, *, proc: str = source.PROC) -> tuple[bytes, ...]:
+    """Return the lines that say who a thread is and what it may do, to be compared with another's.
+
+    Raises ProcessLookupError if it is gone.
+    """
+    return tuple(_STANDING.findall(source.read_bytes(pid, "status", tid=tid, proc=proc)))

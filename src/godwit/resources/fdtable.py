@@ -61,9 +61,7 @@ class LockEntry:
     fd: int  # a number under which the holder has the file
 
 
-def collect_common(
-    file: OpenFile, inner: Mapping[int, int], inner_groups: Mapping[int, int]
-) -> CommonEntry:
+def collect_common(file: OpenFile, inner: Mapping[int, int], inner_groups: Mapping[int, int]) -> CommonEntry:
     """Note flags and SIGIO owner.
 
     Args:

@@ -30,6 +30,7 @@ _NEVER_RESTARTED: Final = frozenset(
         " read readv write writev recvfrom recvmsg recvmmsg sendto sendmsg sendmmsg accept accept4"
     ).split()
 )
+_TIMEOUT_IN_R10: Final = frozenset({NR["epoll_wait"], NR["epoll_pwait"]})
 _BY_WAIT_CHANNEL: Final = {
     # The compiler leaves no frame of the sleeps' own, and one of each other call.
     "do_syscall_64": "clock_nanosleep",
@@ -66,6 +67,17 @@ def correct(registers: UserRegs) -> bool:
         return False
     registers.rax = ERESTARTNOHAND & 0xFFFFFFFFFFFFFFFF
     return True
+
+
+def has_timeout_register(registers: UserRegs) -> bool:
+    """Tell whether the corrected call has a timeout in milliseconds in a register: epoll_wait(2)."""
+    return registers.call_number in _TIMEOUT_IN_R10 and 0 < registers.r10 & 0xFFFFFFFF < 1 << 31
+
+
+def shorten(registers: UserRegs, slept_ns: int) -> None:
+    """Take the time slept off that timeout. The register belongs to the callee, as r10 does."""
+    left_ms = (registers.r10 & 0xFFFFFFFF) - max(0, slept_ns) // 1_000_000
+    registers.r10 = max(0, left_ms)
 
 
 def is_sleeping(registers: UserRegs) -> bool:

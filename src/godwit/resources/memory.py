@@ -74,6 +74,7 @@ class VmaEntry:
     grows_down: bool = False
     reserve: bool = True  # False: MAP_NORESERVE
     advice: tuple[int, ...] = ()  # MADV_*
+    may_write: bool = True  # of a shared mapping: its descriptor was open for writing
     locked: int = 0  # 1 mlock, 2 mlock with MLOCK_ONFAULT
 
     @property
@@ -160,6 +161,7 @@ def entry_of(mapping: Mapping, *, file: int = -1, object_id: int = 0) -> VmaEntr
         grows_down="gd" in flags,
         reserve="nr" not in flags,
         advice=tuple(advice for flag, advice in _ADVICE.items() if flag in flags),
+        may_write="mw" in flags,
         locked=0 if "lo" not in flags else (2 if "lf" in flags else 1),
     )
 

@@ -14,6 +14,7 @@ import fcntl
 import mmap
 import os
 import secrets
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
@@ -139,21 +140,51 @@ def _shared_anonymous(size_bytes: int) -> OwnedFd:
 
 
 def _nameless(entry: ObjectEntry) -> OwnedFd:
-    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
-    path = entry.name
-    try:
-        fd = OwnedFd(os.open(path, flags, 0o600))
-    except FileExistsError:
-        path = os.path.join(os.path.dirname(entry.name), b".godwit-" + secrets.token_hex(8).encode())
-        fd = OwnedFd(os.open(path, flags, 0o600))
-    os.unlink(path)
-    return fd
+    flags = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
+    with OwnedFd(os.open(os.path.dirname(entry.name), flags)) as directory:
+        try:
+            path = f"/proc/self/fd/{directory.number}"
+            return OwnedFd(os.open(path, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600))
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.EISDIR):
+                raise
+        name = ".godwit-" + secrets.token_hex(8)
+        made = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+        fd = OwnedFd(os.open(name, made, 0o600, dir_fd=directory.number))
+        os.unlink(name, dir_fd=directory.number)
+        return fd
 
 
 def _named(entry: ObjectEntry) -> OwnedFd:
-    os.makedirs(os.path.dirname(entry.name), exist_ok=True)
-    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
-    return OwnedFd(os.open(entry.name, flags, 0o600))
+    """Make a file brought along, where its owner might have made it.
+
+    The path is walked without following links, and new directories are its owner's: we may be root, and
+    he must not have us make a file where he could not.
+    """
+    *parts, name = [part for part in entry.name.split(b"/") if part]
+    flags = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+    with contextlib.ExitStack() as walk:
+        directory = walk.enter_context(OwnedFd(os.open(b"/", flags)))
+        for part in parts:
+            try:
+                below = os.open(part, flags, dir_fd=directory.number)
+            except FileNotFoundError:
+                _see_that_owner_may_write(entry, directory.number)
+                os.mkdir(part, 0o755, dir_fd=directory.number)
+                below = os.open(part, flags, dir_fd=directory.number)
+                os.chown(f"/proc/self/fd/{below}", entry.uid, entry.gid)
+            directory = walk.enter_context(OwnedFd(below))
+        _see_that_owner_may_write(entry, directory.number)
+        made = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+        return OwnedFd(os.open(name, made, 0o600, dir_fd=directory.number))
+
+
+def _see_that_owner_may_write(entry: ObjectEntry, directory: Fd) -> None:
+    found = os.fstat(directory)
+    everybody = found.st_mode & stat.S_IWOTH
+    his = found.st_uid == entry.uid and found.st_mode & stat.S_IWUSR
+    if entry.uid and not everybody and not his:
+        raise PermissionError(errno.EACCES, "its owner may not make files there")
 
 
 def discard(entry: ObjectEntry, fd: OwnedFd) -> None:

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
 import xxhash
 
-from godwit.errors import Refusal
+from godwit.errors import Refusal, RefusedError
 from godwit.linux import elf
 from godwit.linux.statx import birth_ns
 from godwit.types import Fd, OwnedFd
@@ -124,56 +123,97 @@ def find(entry: PathFileEntry, *, written: bool, what: str, running: bool = Fals
     """
     if running and _in_shared_directory(entry):
         return None
+    try:
+        opened(entry, os.O_PATH, written=written, what=what).close()
+    except RefusedError as error:
+        return error.refusals[0]
+    return None
+
+
+def opened(entry: PathFileEntry, flags: int, *, written: bool, what: str) -> OwnedFd:
+    """Open the file that this machine has for an entry.
+
+    The path is walked once, and what it leads to is checked before it is opened for good: we may be
+    root, and the program's user may have put something else in its place meanwhile.
+
+    Raises:
+        RefusedError: It is not here, or is not the same.
+    """
     name = os.fsdecode(entry.path)
 
-    def refuse(why: str, remedy: str) -> Refusal:
-        return Refusal(what=what, where=name, why=why, remedy=remedy)
+    def refuse(why: str, remedy: str) -> RefusedError:
+        return RefusedError([Refusal(what=what, where=name, why=why, remedy=remedy)])
 
     try:
-        fd = OwnedFd(os.open(entry.path, os.O_PATH | os.O_CLOEXEC))
+        found = OwnedFd(os.open(entry.path, os.O_PATH | os.O_CLOEXEC))
     except OSError as error:
-        return refuse(
+        raise refuse(
             f"not at the destination ({error.strerror})",
             "put it on a directory that both machines share, or copy it to the same path there",
+        ) from error
+    with found:
+        difference = _difference(entry, found.number, written=written)
+        if difference is not None:
+            raise refuse(*difference)
+        if flags & os.O_PATH:
+            return found.release()
+        return OwnedFd(os.open(f"/proc/self/fd/{found.number}", flags & ~os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NOCTTY))
+
+
+def _difference(entry: PathFileEntry, fd: Fd, *, written: bool) -> tuple[str, str] | None:
+    """Say how the file here differs from the entry, and what to do; None where it will do."""
+    status = os.fstat(fd)
+    if stat.S_IFMT(status.st_mode) != stat.S_IFMT(entry.mode):
+        return "another type of file at the destination", "remove what stands in its place there"
+    if same_file(entry, status, birth_ns(fd)):
+        return None
+    if written:
+        return (
+            "the program writes to it, and the destination has another file of that name",
+            "put it on a directory that both machines share",
         )
-    with fd:
-        status, born = os.fstat(fd.number), birth_ns(fd.number)
-        if stat.S_IFMT(status.st_mode) != stat.S_IFMT(entry.mode):
-            return refuse("another type of file at the destination", "remove what stands in its place there")
-        if same_file(entry, status, born) or not stat.S_ISREG(entry.mode):
-            return None
-        if written:
-            return refuse(
-                "the program writes to it, and the destination has another file of that name",
-                "put it on a directory that both machines share",
-            )
-        return _equal_content(entry, status, refuse_with=refuse)
+    if not stat.S_ISREG(entry.mode):
+        return _different_standing(entry, status)
+    key = (entry, status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+    if key not in _equal:
+        difference = _different_content(entry, fd, status)
+        if difference is not None:
+            return difference
+        _equal.add(key)
+    return None
 
 
-def _equal_content(
-    entry: PathFileEntry, status: os.stat_result, refuse_with: Callable[[str, str], Refusal]
-) -> Refusal | None:
+def _different_standing(entry: PathFileEntry, status: os.stat_result) -> tuple[str, str] | None:
+    """A directory may have other content here, but must be open to the same users."""
+    ours = (status.st_uid, status.st_gid, stat.S_IMODE(status.st_mode))
+    if ours == (entry.uid, entry.gid, stat.S_IMODE(entry.mode)):
+        return None
+    return "it has another owner or mode at the destination", "give it the owner and mode that it has here"
+
+
+def _different_content(entry: PathFileEntry, fd: Fd, status: os.stat_result) -> tuple[str, str] | None:
+    same_version = "install the same version of it there"
     if status.st_size != entry.size_bytes:
-        return refuse_with(
-            f"{entry.size_bytes} bytes long at the source, {status.st_size} at the destination",
-            "install the same version of it there",
-        )
-    with OwnedFd(os.open(entry.path, os.O_RDONLY | os.O_CLOEXEC)) as readable:
+        why = f"{entry.size_bytes} bytes long at the source, {status.st_size} at the destination"
+        return why, same_version
+    with OwnedFd(os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)) as readable:
         if entry.build_id:
             here = elf.build_id(os.pread(readable.number, _HEAD_BYTES, 0)) or b""
             if here == entry.build_id:
                 return None
-            return refuse_with(
-                f"build id {entry.build_id.hex()} at the source, {here.hex() or 'none'} at the destination",
-                "install the same version of it there",
-            )
+            ids = (entry.build_id.hex(), here.hex() or "none")
+            return f"build id {ids[0]} at the source, {ids[1]} at the destination", same_version
         if entry.digest:
             if _digest(readable.number) == entry.digest:
                 return None
-            return refuse_with("its content differs at the destination", "copy it there unchanged")
-    if status.st_mtime_ns == entry.mtime_ns:
+            return "its content differs at the destination", "copy it there unchanged"
+    if status.st_mtime_ns == entry.mtime_ns and _different_standing(entry, status) is None:
         return None
-    return refuse_with(
-        "too large to compare by content, and its date differs at the destination",
-        "copy it there with its date (cp --preserve)",
+    return (
+        "too large to compare by content, and its date, owner or mode differs at the destination",
+        "copy it there with all of them (cp --preserve)",
     )
+
+
+# Files found equal once stay so while neither changes: content is not read again inside the freeze.
+_equal: set[tuple[object, ...]] = set()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass
 
+from godwit.resources.attributes import AttributesEntry
 from godwit.resources.credentials import CredentialsEntry
 from godwit.resources.fdtable import CommonEntry, DescriptorEntry, LockEntry
 from godwit.resources.limits import LimitsEntry
@@ -55,6 +56,7 @@ class ProcessEntry:
     limits: LimitsEntry
     threads: tuple[ThreadEntry, ...]  # leader first
     descriptors: tuple[DescriptorEntry, ...]
+    attributes: AttributesEntry = AttributesEntry()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

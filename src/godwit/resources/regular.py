@@ -6,13 +6,14 @@ content goes along.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from godwit.errors import DestinationError, Refusal, RefusedError
+from godwit.errors import Refusal
 from godwit.resources import objects, pathfile
 from godwit.resources.base import Disposition, FileKind, Finding, OpenFile, RestoreContext, Tree
 from godwit.resources.pathfile import PathFileEntry
@@ -53,8 +54,13 @@ def claims(file: OpenFile) -> bool:
 
 
 def nameless(file: OpenFile) -> bool:
-    """Tell whether the file lost its name. A file really called so keeps its link count."""
-    return file.link.endswith(_DELETED) and not os.path.lexists(file.link)
+    """Tell whether the file lost a name. A file really called so has all of its names."""
+    if not file.link.endswith(_DELETED):
+        return False
+    found = os.stat(file.proc_path())
+    with contextlib.suppress(OSError):
+        return not os.path.samestat(os.lstat(file.link), found)
+    return True
 
 
 def inspect(file: OpenFile, tree: Tree) -> Finding:  # noqa: ARG001
@@ -88,6 +94,9 @@ def collect(files: Sequence[OpenFile], tree: Tree) -> Sequence[RegularEntry]:
 
 def _collect(file: OpenFile, tree: Tree) -> RegularEntry:
     flags = file.info.flags & ~(_ONCE | os.O_CLOEXEC)
+    if stat.S_ISREG(file.mode):
+        # What O_TMPFILE leaves behind would make a directory be looked for.
+        flags &= ~os.O_TMPFILE
     if tree.has_object(file.device, file.inode):
         object_id = tree.memory_object_id(file.device, file.inode)
         return RegularEntry(
@@ -98,6 +107,15 @@ def _collect(file: OpenFile, tree: Tree) -> RegularEntry:
     return RegularEntry(file_id=file.file_id, flags=flags, offset=file.info.pos, file=entry)
 
 
+def _what(entry: PathFileEntry) -> str:
+    return "open directory" if stat.S_ISDIR(entry.mode) else "open file"
+
+
+def _strict(entry: RegularEntry, file: PathFileEntry) -> bool:
+    """Tell whether only the very file will do: it is written, or read from a place in a directory."""
+    return entry.writable or (stat.S_ISDIR(file.mode) and entry.offset > 0)
+
+
 def check(entry: RegularEntry, *, running: bool) -> Refusal | None:
     """Check at the destination that the file can be opened again; return the refusal, or None.
 
@@ -105,9 +123,8 @@ def check(entry: RegularEntry, *, running: bool) -> Refusal | None:
     """
     if entry.file is None:
         return None
-    what = "open directory" if stat.S_ISDIR(entry.file.mode) else "open file"
-    strict = entry.writable or (stat.S_ISDIR(entry.file.mode) and entry.offset > 0)
-    return pathfile.find(entry.file, written=strict, what=what, running=running)
+    strict = _strict(entry, entry.file)
+    return pathfile.find(entry.file, written=strict, what=_what(entry.file), running=running)
 
 
 def restore(entry: RegularEntry, context: RestoreContext) -> Mapping[FileId, OwnedFd]:
@@ -116,17 +133,8 @@ def restore(entry: RegularEntry, context: RestoreContext) -> Mapping[FileId, Own
     if entry.file is None:
         fd = objects.reopen(context.memory_object(entry.object_id).number, flags)
     else:
-        # It ran on after the destination was asked: the answer may be another by now.
-        refusal = check(entry, running=False) if entry.writable else None
-        if refusal is not None:
-            raise RefusedError([refusal])
-        try:
-            fd = OwnedFd(os.open(entry.file.path, flags | os.O_CLOEXEC | os.O_NOCTTY))
-        except OSError as error:
-            raise DestinationError(
-                f"cannot open {os.fsdecode(entry.file.path)}: {error.strerror}",
-                remedy="put it on a directory that both machines share",
-            ) from error
+        strict = _strict(entry, entry.file)
+        fd = pathfile.opened(entry.file, flags, written=strict, what=_what(entry.file))
     with fd:
         if not flags & O_PATH and entry.offset:
             os.lseek(fd.number, entry.offset, os.SEEK_SET)

@@ -85,14 +85,17 @@ def restore(entry: SignalsEntry, batch: Batch) -> None:
 def queue_for_process(pending: tuple[bytes, ...], batch: Batch, pid: int) -> None:
     """Queue the waiting signals to the process from within, where any siginfo is allowed."""
     for info in pending:
-        batch.add("rt_sigqueueinfo", pid, _number(info), info)
+        batch.make_room()
+        batch.add("rt_sigqueueinfo", pid, number_of(info), info)
 
 
 def queue_for_thread(pending: tuple[bytes, ...], batch: Batch, pid: int, tid: int) -> None:
     """Queue the waiting signals to one thread from within."""
     for info in pending:
-        batch.add("rt_tgsigqueueinfo", pid, tid, _number(info), info)
+        batch.make_room()
+        batch.add("rt_tgsigqueueinfo", pid, tid, number_of(info), info)
 
 
-def _number(info: bytes) -> int:
+def number_of(info: bytes) -> int:
+    """Return the signal number in a siginfo_t."""
     return int(struct.unpack_from("<i", info)[0])

@@ -159,7 +159,7 @@ def collect(
     batch.add("prctl", PR_GET_PDEATHSIG, death_signal, 0, 0, 0)
     slack = batch.add("prctl", PR_GET_TIMERSLACK, 0, 0, 0, 0)
     registers = task.registers.copy()
-    rseq = _collect_rseq(task, registers, memory)
+    rseq = _collect_rseq(task)
     affinity = sched.get_affinity(task.tid)
     sleep = _collect_sleep(task, inner_tid, registers, memory, repose, clock)
 
@@ -187,18 +187,34 @@ def collect(
     return answer
 
 
-def _collect_rseq(task: Tracee, registers: UserRegs, memory: OwnedFd) -> RseqEntry | None:
+def abort_critical_section(task: Tracee, memory: OwnedFd) -> bool:
+    """Send a thread that was stopped inside a restartable sequence to its abort handler.
+
+    The stop counts as a preemption. To be done before anything is injected: on its way to injected
+    code the kernel forgets the section without aborting it. Returns whether the registers changed.
+    """
+    found = ptrace.get_rseq(task.tid)
+    if not found.rseq_abi_pointer:
+        return False
+    section = struct.unpack("<Q", os.pread(memory.number, 8, int(found.rseq_abi_pointer) + 8))[0]
+    if not section:
+        return False
+    _, _, start, length, abort = _RSEQ_CS.unpack(os.pread(memory.number, _RSEQ_CS.size, section))
+    if not start <= task.registers.rip < start + length:
+        return False
+    task.registers.rip = abort
+    return True
+
+
+def _collect_rseq(task: Tracee) -> RseqEntry | None:
     found = ptrace.get_rseq(task.tid)
     if not found.rseq_abi_pointer:
         return None
-    address = int(found.rseq_abi_pointer)
-    section = struct.unpack("<Q", os.pread(memory.number, 8, address + 8))[0]
-    if section:
-        _, _, start, length, abort = _RSEQ_CS.unpack(os.pread(memory.number, _RSEQ_CS.size, section))
-        if start <= registers.rip < start + length:
-            # The move counts as a preemption: the kernel would send the section to its abort handler.
-            registers.rip = abort
-    return RseqEntry(address=address, length_bytes=int(found.rseq_abi_size), signature=int(found.signature))
+    return RseqEntry(
+        address=int(found.rseq_abi_pointer),
+        length_bytes=int(found.rseq_abi_size),
+        signature=int(found.signature),
+    )
 
 
 def _collect_sleep(

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
+from godwit.errors import UnsupportedStateError
 from godwit.procfs.timers import PosixTimer
 from godwit.tracee.calls import Batch
 
@@ -17,6 +18,7 @@ _SIGEVENT: Final = struct.Struct("<QiiI44x")
 _SIGEV_THREAD_ID: Final = 4
 _NOTIFY: Final = {"signal": 0, "none": 1, "thread": 2}
 PR_TIMER_CREATE_RESTORE_IDS: Final = 77
+LIMIT: Final = 900
 _ZERO: Final = bytes(32)
 
 
@@ -59,6 +61,13 @@ def collect(
         timers: From /proc/PID/timers.
         inner: Our tid of each thread to the process's own.
     """
+    if len(timers) > LIMIT:
+        raise UnsupportedStateError(
+            f"{len(timers)} POSIX timers",
+            where=f"pid {timers[0].target}",
+            why=f"more than {LIMIT} are not carried",
+            remedy="use fewer timers",
+        )
     interval_spaces = [batch.space(_ITIMERVAL_BYTES) for _ in _ITIMERS]
     for which, space in zip(_ITIMERS, interval_spaces, strict=True):
         batch.add("getitimer", which, space)
@@ -96,6 +105,7 @@ def restore(entry: TimersEntry, batch: Batch) -> None:
     if entry.posix:
         batch.add("prctl", PR_TIMER_CREATE_RESTORE_IDS, 1, 0, 0, 0)
     for timer in entry.posix:
+        batch.make_room(2)
         event = batch.data(_SIGEVENT.pack(timer.value, timer.signal, timer.notify, timer.thread))
         batch.add("timer_create", timer.clock, event, struct.pack("<i", timer.timer_id))
         batch.add("timer_settime", timer.timer_id, 0, timer.setting, 0)

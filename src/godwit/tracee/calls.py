@@ -13,7 +13,7 @@ import struct
 from collections.abc import Iterator
 from typing import Final
 
-from godwit.errors import InternalError
+from godwit.errors import InternalError, UnsupportedStateError
 from godwit.linux import abi, mem, mman, ptrace
 from godwit.linux.arch import (
     INTERPRETER,
@@ -105,6 +105,8 @@ class Workshop:
         registers = task.registers.copy()
         registers.restart_if_interrupted()
         frame = signal_frame(at, registers, task.signal_mask, ptrace.get_xstate(task.tid))
+        if self._framed is not None:
+            self.trap_signal = _trap_signal(task)
         if len(frame) > SIGNAL_FRAME_LIMIT_BYTES:
             raise InternalError(f"a signal frame of {len(frame)} bytes is too long")
         os.pwrite(self.memory.number, frame, at)
@@ -129,9 +131,7 @@ class Workshop:
         single_call(task, self.gadget, "munmap", self.address, WORKSHOP_BYTES)
 
 
-def map_workshop(
-    task: Tracee, address: int = 0, *, frames: bool = False, gadget: int = 0
-) -> Workshop:
+def map_workshop(task: Tracee, address: int = 0, *, frames: bool = False, gadget: int = 0) -> Workshop:
     """Map a workshop into the task's process: at `address`, or where the kernel likes.
 
     The task must have been saved. The caller unmaps it.
@@ -142,7 +142,22 @@ def map_workshop(
         if address:
             flags |= mman.MAP_FIXED_NOREPLACE
         protection = mman.PROT_READ | mman.PROT_WRITE | mman.PROT_EXEC
-        at = single_call(task, known, "mmap", address, WORKSHOP_BYTES, protection, flags, -1, 0)
+        try:
+            at = single_call(task, known, "mmap", address, WORKSHOP_BYTES, protection, flags, -1, 0)
+        except PermissionError as error:
+            raise UnsupportedStateError(
+                "memory that may not be both written and executed",
+                where=f"pid {task.pid}",
+                why="the kernel forbids it there (PR_SET_MDWE), and calls cannot be injected without",
+                remedy="start it without MemoryDenyWriteExecute",
+            ) from error
+        except OSError as error:
+            raise UnsupportedStateError(
+                f"{WORKSHOP_BYTES // 1024} KiB of address space for injected calls",
+                where=f"pid {task.pid}",
+                why=f"{error.strerror}",
+                remedy="raise its limit of address space (ulimit -v)",
+            ) from error
         trap_signal = _trap_signal(task) if frames else signal.SIGURG
         workshop = Workshop(RemoteAddr(at), memory.release(), known, trap_signal=trap_signal, frames=frames)
     workshop.install()
@@ -150,11 +165,14 @@ def map_workshop(
 
 
 def _trap_signal(task: Tracee) -> int:
-    caught = status.read(task.pid).sig_cgt
-    for number in _TRAP_SIGNALS:
-        if not caught >> (number - 1) & 1:
-            return number
-    return _TRAP_SIGNALS[0]
+    """Choose a signal that the program neither catches nor has waiting for this thread."""
+    own = status.read(task.pid, task.tid)
+    return free_trap_signal(own.sig_cgt | own.sig_pnd | own.shd_pnd)
+
+
+def free_trap_signal(taken: int) -> int:
+    """Return a signal that is ignored by default and is not in the set."""
+    return next((number for number in _TRAP_SIGNALS if not taken >> (number - 1) & 1), _TRAP_SIGNALS[0])
 
 
 @contextlib.contextmanager
@@ -189,6 +207,19 @@ class Batch:
         """Tell whether one more call with so much data fits."""
         limit = WORKSHOP_BYTES - DATA_AT
         return len(self._names) < MAX_CALLS and len(self._data) + data_bytes + 64 <= limit
+
+    def make_room(self, calls: int = 1, data_bytes: int = 256) -> None:
+        """See to it that so much more fits: else make the calls queued so far, and forget their results.
+
+        Addresses that `data` and `space` gave out before are then good no more.
+        """
+        limit = WORKSHOP_BYTES - DATA_AT
+        if len(self._names) + calls > MAX_CALLS or len(self._data) + data_bytes > limit:
+            self.run()
+            self._names.clear()
+            self._may_fail.clear()
+            self._table.clear()
+            self._data.clear()
 
     def data(self, content: bytes) -> RemoteAddr:
         """Place bytes in the process; return their address there (16-byte aligned)."""

@@ -6,7 +6,10 @@ ptrace(2) binds a tracee to the OS thread that seized it, so a `Tracee` must sta
 from __future__ import annotations
 
 import contextlib
+import math
+import os
 import signal
+import time
 from collections.abc import Callable
 from typing import Final
 
@@ -30,6 +33,7 @@ class Tracee:
         """The registers to run on with: as found, but for what `interrupted` corrected."""
         self.signal_mask = 0
         self._entered = False
+        self._mask: int | None = None
         self._held_signals: list[int] = []
 
     @classmethod
@@ -49,22 +53,48 @@ class Tracee:
             raise _seize_error(pid, tid) from error
         return cls(pid, tid)
 
-    def wait_until_stopped(self) -> None:
+    def wait_until_stopped(self, deadline: float = math.inf) -> None:
         """Return once the thread is stopped by our interrupt or by job control.
 
         Signals that arrive first are delivered, as they would have been.
 
+        Args:
+            deadline: On time.monotonic. A thread may wait in the kernel where nothing stops it: for the
+                child of its vfork(2), or for a dead file server.
+
         Raises:
             NoProcessError: It ended instead.
+            BusyError: It did not stop in time. It will yet; see `let_go_when_stopped`.
         """
         while True:
-            stop = ptrace.wait_stop(self.tid)
+            stop = self._wait(deadline)
+            if stop is None:
+                raise BusyError(
+                    f"thread {self.tid} of pid {self.pid} waits in the kernel and cannot be stopped now",
+                    remedy="try again in a moment",
+                )
             if stop.exited:
                 raise NoProcessError(f"thread {self.tid} of pid {self.pid} ended while being stopped")
             if stop.event == ptrace.PTRACE_EVENT_STOP:
                 self.group_stopped = stop.group_stopped
                 return
             ptrace.resume(self.tid, 0 if stop.event else stop.signal)
+
+    def _wait(self, deadline: float) -> ptrace.Stop | None:
+        if deadline == math.inf:
+            return ptrace.wait_stop(self.tid)
+        while (stop := ptrace.poll_stop(self.tid)) is None:
+            if time.monotonic() > deadline:
+                return None
+            # We may share the thread's CPU: yielding is what lets it come to its stop.
+            os.sched_yield()
+        return stop
+
+    def let_go_when_stopped(self, deadline: float) -> None:
+        """Detach a thread that did not stop in time, once it does; if it never does, our end will."""
+        with contextlib.suppress(BusyError, NoProcessError, ProcessLookupError):
+            self.wait_until_stopped(deadline)
+            ptrace.detach(self.tid)
 
     def wait_until_gone(self) -> None:
         """Return once the killed thread is gone. Of a process, wait for the leader last."""
@@ -86,6 +116,7 @@ class Tracee:
             ptrace.set_signal_mask(self.tid, self.signal_mask)
             ptrace.set_registers(self.tid, self.registers)
             self._entered = False
+            self._mask = None
             # A stop that came while injected code ran waits for the thread again: `park` relies on it.
             held, self._held_signals = self._held_signals, []
             for number in held:
@@ -98,10 +129,14 @@ class Tracee:
 
     def enter(self, registers: UserRegs, trap_signal: int) -> None:
         """Set the registers to injected code, with every signal blocked but the one it traps with."""
+        self._aim(registers, ALL_SIGNALS & ~(1 << (trap_signal - 1)))
+
+    def _aim(self, registers: UserRegs, mask: int) -> None:
         ptrace.set_registers(self.tid, registers)
-        if not self._entered:
+        if self._mask != mask:
             self._entered = True
-            ptrace.set_signal_mask(self.tid, ALL_SIGNALS & ~(1 << (trap_signal - 1)))
+            ptrace.set_signal_mask(self.tid, mask)
+            self._mask = mask
 
     def run_until_trap(self, trap_signal: int, trap_address: int) -> list[Tid]:
         """Run the entered code until it signals itself at its trap; return the tasks it made.
@@ -119,8 +154,7 @@ class Tracee:
         Raises:
             NoProcessError: The task died on the way.
         """
-        self._entered = True
-        ptrace.set_registers(self.tid, registers)
+        self._aim(registers, ALL_SIGNALS)
         for _ in ("entry", "exit"):
             self._run(ptrace.resume_to_call, lambda stop: stop.signal == signal.SIGTRAP)
 
