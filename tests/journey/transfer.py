@@ -292,8 +292,8 @@ class Flown(Transfer):
         self._expect_empty(source)
 
     def log(self) -> str:
-        """Return what the laboratory has logged."""
-        return "\n" + (self.lab.record.directory / "log").read_text(errors="replace")
+        """Return the end of what the laboratory has logged."""
+        return "\n" + (self.lab.record.directory / "log").read_text(errors="replace")[-4000:]
 
     def _expect_empty(self, node: Node) -> None:
         def left() -> dict[int, str]:

@@ -7,7 +7,6 @@ what belongs to the process; then what each thread must do for itself; registers
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 from collections.abc import Mapping, Sequence

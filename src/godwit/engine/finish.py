@@ -14,7 +14,17 @@ from godwit.errors import DestinationError, ImageError
 from godwit.linux import mman, ptrace
 from godwit.linux.arch import UserRegs
 from godwit.procfs import stat, status
-from godwit.resources import attributes, credentials, fdtable, interrupted, limits, memory, signals, sleepnotes, timers
+from godwit.resources import (
+    attributes,
+    credentials,
+    fdtable,
+    interrupted,
+    limits,
+    memory,
+    signals,
+    sleepnotes,
+    timers,
+)
 from godwit.resources import thread as thread_resource
 from godwit.resources.fdtable import DescriptorEntry
 from godwit.resources.process import ProcessEntry, TreeEntry

@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from typing import Final
 
 from godwit.engine import view as views
-from godwit.engine.capture import identities, removed_links
+from godwit.engine.capture import identities
 from godwit.engine.family import session_refusal
+from godwit.engine.layout import removed_links
+from godwit.engine.outside import mapped_outside, shared_outside
 from godwit.engine.view import ProcessView, TreeView
 from godwit.errors import (
     AccessError,
@@ -126,7 +128,7 @@ def plan(tree: TreeView) -> Plan:
     for file in tree.files:
         findings += _file_findings(file, tree)
     findings += _sysv_findings(tree)
-    outside = views.mapped_outside(tree)
+    outside = mapped_outside(tree)
     if outside is not None:
         findings.append(
             _refuse(
@@ -200,7 +202,7 @@ def _file_findings(file: OpenFile, tree: TreeView) -> Iterator[Finding]:
     yield finding
     if finding.disposition is Disposition.REFUSE:
         return
-    other = views.shared_outside(tree, file)
+    other = shared_outside(tree, file)
     if other is not None:
         yield _refuse(
             f"open file {file.link}",

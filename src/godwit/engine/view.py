@@ -6,7 +6,6 @@ find out (content of files, who else holds a pipe, smaps) is remembered in betwe
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import stat as stat_module
@@ -32,7 +31,7 @@ Result = TypeVar("Result")
 _LOOKS = 50
 _VANISHED = (errno.ENOENT, errno.ESRCH, errno.EBADF)
 _DELETED = " (deleted)"
-_MEMFD = "/memfd:"
+MEMFD = "/memfd:"
 _SHARED_ANONYMOUS = "/dev/zero (deleted)"
 
 
@@ -328,8 +327,8 @@ def _memory_objects(tree: TreeView) -> dict[tuple[int, int], MemoryObject]:
             )
 
     for file in tree.files:
-        if file.link.startswith(_MEMFD):
-            name = file.link.removesuffix(_DELETED)[len(_MEMFD) :]
+        if file.link.startswith(MEMFD):
+            name = file.link.removesuffix(_DELETED)[len(MEMFD) :]
             add(file.device, file.inode, ObjectKind.MEMFD, name, file.proc_path())
         elif stat_module.S_ISREG(file.mode) and regular.claims(file) and regular.nameless(file):
             name = file.link.removesuffix(_DELETED)
@@ -343,16 +342,12 @@ def _memory_objects(tree: TreeView) -> dict[tuple[int, int], MemoryObject]:
                 continue
             path = map_file(process.pid, mapping)
             status_ = os.stat(path)
-            if _has_a_name(kind, status_):
+            if kind is None and (status_.st_dev, status_.st_ino) not in tree.memory.carried:
                 continue
-            if kind is None:
-                if (status_.st_dev, status_.st_ino) not in tree.memory.carried:
-                    continue
-                kind = ObjectKind.CARRIED_FILE
             name = mapping.path.removesuffix(_DELETED)
             if kind is ObjectKind.MEMFD:
-                name = name[len(_MEMFD) :]
-            add(status_.st_dev, status_.st_ino, kind, name, path)
+                name = name[len(MEMFD) :]
+            add(status_.st_dev, status_.st_ino, kind or ObjectKind.CARRIED_FILE, name, path)
     return found
 
 
@@ -365,7 +360,7 @@ def object_kind(mapping: Mapping) -> ObjectKind | None:
     """Tell which kind of memory object a mapping maps, if any."""
     if not mapping.inode:
         return None
-    if mapping.path.startswith(_MEMFD):
+    if mapping.path.startswith(MEMFD):
         return ObjectKind.MEMFD
     if mapping.shared and (mapping.path == _SHARED_ANONYMOUS or mapping.path.startswith("[anon_shmem:")):
         return ObjectKind.SHARED_ANONYMOUS
@@ -379,45 +374,6 @@ def _has_a_name(kind: ObjectKind | None, found: os.stat_result) -> bool:
     return kind is ObjectKind.DELETED_FILE and found.st_nlink > 0
 
 
-def shared_outside(tree: TreeView, file: OpenFile) -> Pid | None:
-    """Return a process outside the tree that has the same open file, where that matters; or None.
-
-    An anonymous inode is one object for all who have it, a memfd one memory. Of a file with a name
-    only the offset would be shared, as after a fork; that tie is given up.
-    """
-    memfd = file.link.startswith(_MEMFD)
-    if not memfd and not file.link.startswith("anon_inode:"):
-        return None
-    for pid, fd in tree.outside_holders(file.link):
-        with contextlib.suppress(OSError):
-            if memfd:
-                other = os.stat(f"/proc/{pid}/fd/{fd}")
-                if (other.st_dev, other.st_ino) == (file.device, file.inode):
-                    return pid
-            elif kcmp.same_file(*file.holders[0], pid, fd):
-                return pid
-    return None
-
-
-def mapped_outside(tree: TreeView) -> tuple[Pid, bytes] | None:
-    """Return a process outside the tree that maps one of its memory objects, and the object's name."""
-    wanted = {
-        inode: found.name
-        for (_, inode), found in tree.objects.items()
-        if found.kind in (ObjectKind.MEMFD, ObjectKind.SHARED_ANONYMOUS)
-    }
-    if not wanted:
-        return None
-    for pid in tasks.list_pids():
-        if pid in tree.pids or pid in tree.memory.movers:
-            continue
-        with contextlib.suppress(OSError, ValueError):
-            for mapping in maps.read_maps(pid):
-                if mapping.inode in wanted and object_kind(mapping) is not None:
-                    return pid, wanted[mapping.inode]
-    return None
-
-
 def _scan_outside(pids: frozenset[Pid]) -> dict[str, tuple[tuple[Pid, Fd], ...]]:
     """List what the processes outside the tree have open, by link; only links that name no path."""
     found: dict[str, list[tuple[Pid, Fd]]] = defaultdict(list)
@@ -429,6 +385,6 @@ def _scan_outside(pids: frozenset[Pid]) -> dict[str, tuple[tuple[Pid, Fd], ...]]
         except (ProcessLookupError, PermissionError):
             continue
         for fd, link in links.items():
-            if not link.startswith("/") or link.startswith(_MEMFD):
+            if not link.startswith("/") or link.startswith(MEMFD):
                 found[link].append((pid, fd))
     return {link: tuple(holders) for link, holders in found.items()}

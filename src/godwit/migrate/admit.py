@@ -16,7 +16,7 @@ from godwit.linux.arch import MACHINE
 from godwit.migrate.entries import HeaderEntry
 from godwit.procfs import cpuinfo, maps, stat, status
 from godwit.resources import limits, memory, pathfile, regular
-from godwit.resources.outline import DemandEntry, OutlineEntry
+from godwit.resources.outline import DemandEntry, OutlineEntry, SpaceEntry
 from godwit.types import PAGE_SIZE, Pid
 
 CAP_SYS_RESOURCE: Final = 24
@@ -50,6 +50,22 @@ def problem(header: HeaderEntry, shape: OutlineEntry) -> str:
     """Check an outline for what no honest source sends; return what is wrong, or an empty string."""
     if not shape.identities or not shape.spaces:
         return "it holds no process"
+    wrong = _identity_problem(shape)
+    if wrong:
+        return wrong
+    living = [identity.pid for identity in shape.identities if identity.state.value != "zombie"]
+    if [space.pid for space in shape.spaces] != living or shape.identities[0].pid != header.pid:
+        return "processes and address spaces do not match"
+    for space in shape.spaces:
+        wrong = _space_problem(space, len(shape.path_files))
+        if wrong:
+            return wrong
+    if any(not _is_path(file) for file in shape.path_files):
+        return "a file has no absolute path or an impossible mode"
+    return ""
+
+
+def _identity_problem(shape: OutlineEntry) -> str:
     pids = [identity.pid for identity in shape.identities]
     tids = [tid for identity in shape.identities for tid in identity.tids]
     if len(set(pids)) != len(pids) or len(set(tids)) != len(tids):
@@ -63,22 +79,20 @@ def problem(header: HeaderEntry, shape: OutlineEntry) -> str:
         if not identity.tids or identity.tids[0] != identity.pid:
             return f"pid {identity.pid} does not lead its threads"
         seen.add(identity.pid)
-    living = [identity.pid for identity in shape.identities if identity.state.value != "zombie"]
-    if [space.pid for space in shape.spaces] != living or shape.identities[0].pid != header.pid:
-        return "processes and address spaces do not match"
-    for space in shape.spaces:
-        wrong = memory.space_problem(space.vmas)
-        if wrong:
-            return f"pid {space.pid}: {wrong}"
-        if any(start % PAGE_SIZE or end % PAGE_SIZE or not 0 < start < end for start, end in space.resident):
-            return f"pid {space.pid} has an impossible run of pages"
-        if any(vma.file >= len(shape.path_files) for vma in space.vmas):
-            return f"pid {space.pid} maps a file that is not listed"
-    if any(not _is_path(file) for file in shape.path_files):
-        return "a file has no absolute path or an impossible mode"
     ids = [(each.pgid, each.sid, each.ppid, each.exit_signal) for each in shape.identities]
     if any(not 0 <= number < _PID_LIMIT for group in ids for number in group):
         return "a process has an impossible group, session, parent or signal"
+    return ""
+
+
+def _space_problem(space: SpaceEntry, path_files: int) -> str:
+    wrong = memory.space_problem(space.vmas)
+    if wrong:
+        return f"pid {space.pid}: {wrong}"
+    if any(start % PAGE_SIZE or end % PAGE_SIZE or not 0 < start < end for start, end in space.resident):
+        return f"pid {space.pid} has an impossible run of pages"
+    if any(vma.file >= path_files for vma in space.vmas):
+        return f"pid {space.pid} maps a file that is not listed"
     return ""
 
 

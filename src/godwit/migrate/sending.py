@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from godwit.engine import capture
-from godwit.engine.capture import Capture, PageSource
+from godwit.engine.capture import Capture
+from godwit.engine.pages import PageSource, chunks, read_pages
 from godwit.engine.view import TreeView
 from godwit.images import codec
 from godwit.linux.arch import MACHINE
@@ -63,8 +63,8 @@ def send_pages(
     view = memoryview(buffer)
     done_bytes, count = 0, 0
     for source in captured.sources:
-        for runs in capture.chunks(source.runs(), frames.CHUNK_BYTES, frames.CHUNK_RUNS):
-            length = capture.read_pages(source, runs, view)
+        for runs in chunks(source.runs(), frames.CHUNK_BYTES, frames.CHUNK_RUNS):
+            length = read_pages(source, runs, view)
             head = frames.pages_head(*_target(source), runs)
             channel.send(FrameKind.PAGES, head, view[:length])
             done_bytes += length

@@ -1,8 +1,9 @@
 """Memory that several may map, and files without a name: carried whole, by content.
 
 A memory object is a memfd, a shared anonymous mapping (which the kernel keeps as a file of its own),
-a file whose last name was removed, or a file that only the program uses and the destination lacks. Descriptors and mappings refer to it by its number; at the
-destination it is made first, filled from page frames, and then opened and mapped as often as needed.
+a file whose last name was removed, or a file that only the program uses and the destination lacks.
+Descriptors and mappings refer to it by its number; at the destination it is made first, filled from page
+frames, and then opened and mapped as often as needed.
 """
 
 from __future__ import annotations

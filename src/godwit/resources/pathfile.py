@@ -157,7 +157,9 @@ def opened(entry: PathFileEntry, flags: int, *, written: bool, what: str) -> Own
             raise refuse(*difference)
         if flags & os.O_PATH:
             return found.release()
-        return OwnedFd(os.open(f"/proc/self/fd/{found.number}", flags & ~os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NOCTTY))
+        return OwnedFd(
+            os.open(f"/proc/self/fd/{found.number}", flags & ~os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NOCTTY)
+        )
 
 
 def _difference(entry: PathFileEntry, fd: Fd, *, written: bool) -> tuple[str, str] | None:

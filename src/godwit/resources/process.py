@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from godwit.resources.attributes import AttributesEntry
 from godwit.resources.credentials import CredentialsEntry
@@ -56,7 +56,7 @@ class ProcessEntry:
     limits: LimitsEntry
     threads: tuple[ThreadEntry, ...]  # leader first
     descriptors: tuple[DescriptorEntry, ...]
-    attributes: AttributesEntry = AttributesEntry()
+    attributes: AttributesEntry = field(default_factory=AttributesEntry)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
