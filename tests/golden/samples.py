@@ -71,7 +71,7 @@ class Maker:
             return self._leaf(kind)
         if isinstance(kind, type) and issubclass(kind, enum.Enum):
             return next(self._members.setdefault(kind, itertools.cycle(kind)))
-        if dataclasses.is_dataclass(kind):
+        if dataclasses.is_dataclass(kind) and isinstance(kind, type):
             hints = typing.get_type_hints(kind, include_extras=True)
             return kind(**{each.name: self.value(hints[each.name]) for each in dataclasses.fields(kind)})
         return self._of_alias(typing.get_origin(kind), typing.get_args(kind))

@@ -279,15 +279,19 @@ def move(pid: int, host: str, machine: Machine, *words: str, **extra: str) -> Ou
 
 
 def pods() -> dict[int, list[int]]:
-    """Return every pod's init with its children."""
+    """Return the init of every pod with its children: those of this session, and those nobody owns."""
+    word = f"{SESSION_VARIABLE}={os.environ.get(SESSION_VARIABLE, '')}"
+    ours = set(carrying(word, "environ"))
     found = {}
     for path in Path("/proc").glob("[0-9]*/comm"):
         with contextlib.suppress(OSError):
             pid = int(path.parts[2])
-            if path.read_text().startswith("godwit-pod") and state_of(pid) not in "ZX":
-                found[pid] = [
-                    int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-                ]
+            if not path.read_text().startswith("godwit-pod") or state_of(pid) in "ZX":
+                continue
+            children = [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+            parent = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+            if ours & {parent, *children} or (parent == 1 and not children):
+                found[pid] = children
     return found
 
 

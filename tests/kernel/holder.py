@@ -132,7 +132,7 @@ MAKERS: dict[str, Callable[[], Any]] = {
     "perf": _perf,
     "netlink": lambda: socket.socket(socket.AF_NETLINK, socket.SOCK_RAW),
     "packet": lambda: socket.socket(socket.AF_PACKET, socket.SOCK_RAW),
-    "proc": lambda: open("/proc/self/maps", "rb"),  # noqa: SIM115
+    "proc": lambda: os.open("/proc/self/maps", os.O_RDONLY),
     "seccomp": _seccomp,
     "sysv": _sysv,
     "tcp": _connected,

@@ -1,4 +1,4 @@
-"""What cannot move is refused before it was touched, in the same words by `check`, `migrate` and `checkpoint`."""
+"""What cannot move is refused before it was touched, in the same words by every verb."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from godwit import api
-from godwit.errors import GodwitError, ImageError, MigrationError, RefusedError, Refusal, Survivor
+from godwit.errors import GodwitError, ImageError, MigrationError, Refusal, RefusedError, Survivor
 from godwit.images import codec
 from godwit.migrate import entries, transport
 from godwit.migrate.channel import Channel, Closed, SocketPipe
@@ -118,11 +118,11 @@ def swallow(channel: Channel, last: FrameKind) -> None:
 
 
 def told(message: str, **values: str) -> bytes:
-    return codec.encode(entries.ErrorEntry(**{"kind": "DestinationError", "message": message, **values}))
+    return codec.encode({"kind": "DestinationError", "message": message, **values})
 
 
 BEFORE_GO: dict[str, Script] = {
-    "closes_at_once": lambda channel: None,
+    "closes_at_once": Channel.touch_buffer,
     "garbage_for_a_preamble": saying(first=b"HTTP/1.1 400 Bad Request\r\n\r\n"),
     "verdict_for_hello": saying((FrameKind.VERDICT, TAKEN)),
     "malformed_hello": saying((FrameKind.HELLO, GARBAGE)),

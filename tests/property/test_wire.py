@@ -103,7 +103,8 @@ def test_a_flipped_bit_never_passes(sent: Sent, data: st.DataObject) -> None:
     try:
         found = read_in_pieces(bytes(raw))
     except (ImageError, Closed) as error:
-        assert "\n" not in str(error)
+        line = str(error)
+        assert "\n" not in line
         return
     assert found != sent
     assert [payload for _, payload in found] == [payload for _, payload in sent][: len(found)]

@@ -7,6 +7,7 @@ what belongs to the process; then what each thread must do for itself; registers
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 from collections.abc import Mapping, Sequence
@@ -18,7 +19,7 @@ from godwit.engine import stub as stubs
 from godwit.engine.family import Family, raise_family
 from godwit.engine.openpaths import OpenPaths
 from godwit.engine.stub import Stub, Transfer
-from godwit.errors import DestinationError, ImageError
+from godwit.errors import DestinationError, ImageError, NoProcessError
 from godwit.linux import clone, mem, ptrace
 from godwit.procfs import maps
 from godwit.resources import fdtable, memory, objects, signals
@@ -39,6 +40,7 @@ class Builder:
     in_pod: bool
     status_fd: Fd | None = None  # gets (pid, wait status) of what a pod's init reaps
     clock_shift_ns: int = 0  # how far the tree's CLOCK_MONOTONIC is ahead of ours
+    clock_jump_ns: int = 0  # how far, at most, it has jumped ahead on the way: sleeps last so much longer
     transfer: Transfer = field(default_factory=Transfer.open)
     family: Family | None = None
     shape: OutlineEntry | None = None
@@ -174,14 +176,15 @@ class Builder:
         assert self.family is not None
         self.tree = tree
         context = finish.Attachment(self.family, tree)
-        for kind, entry in files:
+        for kind, body in files:
             if kind.attach is not None:
-                kind.attach(entry, context)
+                kind.attach(body, context)
         context.set_owners()
         lockers = {lock.holder for lock in tree.locks}
-        for entry, made in self.objects.values():
-            objects.seal(entry, made.number)
-        for process in tree.processes:
+        for kept, made in self.objects.values():
+            objects.seal(kept, made.number)
+        for entry in tree.processes:
+            process = finish.prolonged(entry, self.clock_jump_ns)
             stub = self.family.stubs[process.identity.pid]
             stub.workshop.trap_signal = calls.free_trap_signal(_waiting_signals(process))
             with OpenPaths(outline_of(tree)) as paths:
@@ -278,7 +281,9 @@ class Builder:
             self.park()
         for stub in self._all_stubs():
             for task in stub.threads.values():
-                task.unpark()
+                # A signal that waited may end one; the others go on all the same.
+                with contextlib.suppress(NoProcessError):
+                    task.unpark()
 
     def root_pid(self) -> Pid:
         """Return the root's pid in our namespace."""

@@ -6,6 +6,7 @@ import os
 import struct
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Final
 
 from godwit.engine.family import Family
@@ -140,8 +141,23 @@ def process(stub: Stub, entry: ProcessEntry, open_path: Callable[[int, int], Fd]
     signals.restore(entry.signals, batch)
     attributes.restore_process(entry.attributes, batch)
     batch.run()
+    # While it still may raise them: the credentials come next.
+    batch = stub.batch()
+    limits.restore(entry.limits, batch)
+    batch.run()
     limits.restore_oom(entry.limits, stub.pid)
     attributes.restore_outside(entry.attributes, stub.pid)
+
+
+def prolonged(entry: ProcessEntry, jump_ns: int) -> ProcessEntry:
+    """Put off the end of every sleep: a sleep may last longer than asked for, and never shorter."""
+    threads = tuple(
+        replace(own, sleep=replace(own.sleep, deadline_ns=own.sleep.deadline_ns + jump_ns))
+        if own.sleep is not None and own.sleep.deadline_ns is not None
+        else own
+        for own in entry.threads
+    )
+    return replace(entry, threads=threads)
 
 
 def thread(stub: Stub, entry: ProcessEntry, own: ThreadEntry, clock_shift_ns: int) -> None:
@@ -164,7 +180,6 @@ def thread(stub: Stub, entry: ProcessEntry, own: ThreadEntry, clock_shift_ns: in
         timers.restore(entry.timers, batch)
         signals.queue_for_process(entry.signals.pending, batch, stub.inner)
         signals.queue_for_thread(own.pending, batch, stub.inner, own.tid)
-        limits.restore(entry.limits, batch)
         batch.run()
     elif own.pending:
         batch = stub.batch(task)
@@ -237,7 +252,10 @@ def notes(stub: Stub, entry: ProcessEntry) -> None:
     if not found or len(content) > sleepnotes.LIMIT_BYTES:
         return
     flags = mman.MAP_PRIVATE | mman.MAP_ANONYMOUS
-    at = stub.call("mmap", 0, len(content), mman.PROT_READ, flags, -1, 0)
+    try:
+        at = stub.call("mmap", 0, len(content), mman.PROT_READ, flags, -1, 0)
+    except OSError:
+        return  # Its own limits leave no room: a later move then knows less about its sleeps.
     os.pwrite(stub.workshop.memory.number, content, at)
     batch = stub.batch()
     name = batch.data(sleepnotes.VMA_NAME + b"\0")

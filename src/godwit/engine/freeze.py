@@ -27,6 +27,7 @@ from godwit.types import OwnedFd, Pid, Tid
 
 _STOPPED_WITHIN_S: Final = 0.25
 _LET_GO_WITHIN_S: Final = 5.0
+_REPORTED_WITHIN_S: Final = 0.02
 
 
 @dataclass(slots=True)
@@ -127,7 +128,7 @@ def _stop_new(tree: FrozenTree) -> bool:
     late: list[Tracee] = []
     for task in fresh:
         try:
-            task.wait_until_stopped(deadline)
+            _wait_for(task, deadline)
         except NoProcessError:
             tree.tracees[task.pid].pop(task.tid)
         except BusyError:
@@ -145,6 +146,16 @@ def _stop_new(tree: FrozenTree) -> bool:
     return bool(fresh)
 
 
+def _wait_for(task: Tracee, deadline: float) -> None:
+    if task.seen_stopped:
+        with contextlib.suppress(BusyError):
+            task.wait_until_stopped(min(deadline, time.monotonic() + _REPORTED_WITHIN_S))
+            return
+        # Job control let it go on just before we seized it.
+        ptrace.interrupt(task.tid)
+    task.wait_until_stopped(deadline)
+
+
 def _seize_and_interrupt(tree: FrozenTree, pid: Pid, tid: Tid) -> Tracee | None:
     try:
         tree.reposes[tid] = observe(pid, tid)
@@ -154,6 +165,7 @@ def _seize_and_interrupt(tree: FrozenTree, pid: Pid, tid: Tid) -> Tracee | None:
         return None
     # A task that job control stopped reports that by itself; an interrupt on top would later come
     # back as a stop before the first injected instruction.
+    task.seen_stopped = stopped
     if not stopped:
         with contextlib.suppress(ProcessLookupError):
             ptrace.interrupt(tid)

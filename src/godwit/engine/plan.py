@@ -260,6 +260,10 @@ def _state_refusals(process: ProcessView, tree: TreeView, where: str) -> Iterato
             "the others of its namespace end with it",
             "move one of its children instead",
         )
+    if _is_32_bit(process.pid):
+        yield _refuse(
+            "32-bit program", where, "its system calls are numbered differently", "use its 64-bit version"
+        )
     root = tree.root
     for kind in ("user", "pid", "net", "mnt", "ipc", "uts"):
         theirs, roots = tasks.namespaces(process.pid).get(kind), tasks.namespaces(root.pid).get(kind)
@@ -276,6 +280,14 @@ def _state_refusals(process: ProcessView, tree: TreeView, where: str) -> Iterato
     yield from _memory_sharing(process, tree, where)
     for tid in process.tids[1:]:
         yield from _thread_refusals(process, tid, where)
+
+
+def _is_32_bit(pid: Pid) -> bool:
+    try:
+        with open(f"/proc/{pid}/exe", "rb") as file:
+            return file.read(5) == b"\x7fELF\x01"
+    except FileNotFoundError:
+        return False  # Refused elsewhere: its program was removed.
 
 
 def _leader_refusals(process: ProcessView, where: str) -> Iterator[Finding]:

@@ -10,7 +10,7 @@ import errno
 import os
 import stat as stat_module
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -319,36 +319,43 @@ def _open_file(file_id: FileId, link: str, holders: tuple[tuple[Pid, Fd], ...]) 
 
 def _memory_objects(tree: TreeView) -> dict[tuple[int, int], MemoryObject]:
     found: dict[tuple[int, int], MemoryObject] = {}
-
-    def add(device: int, inode: int, kind: ObjectKind, name: str, proc_path: str) -> None:
-        if (device, inode) not in found:
-            found[device, inode] = MemoryObject(
+    for kind, name, proc_path in (*_objects_of_files(tree), *_objects_of_mappings(tree)):
+        status_ = os.stat(proc_path)
+        key = (status_.st_dev, status_.st_ino)
+        if key not in found:
+            found[key] = MemoryObject(
                 object_id=len(found) + 1, kind=kind, name=os.fsencode(name), proc_path=proc_path
             )
+    return found
 
+
+def _objects_of_files(tree: TreeView) -> Iterator[tuple[ObjectKind, str, str]]:
     for file in tree.files:
+        name = file.link.removesuffix(_DELETED)
         if file.link.startswith(MEMFD):
-            name = file.link.removesuffix(_DELETED)[len(MEMFD) :]
-            add(file.device, file.inode, ObjectKind.MEMFD, name, file.proc_path())
+            yield ObjectKind.MEMFD, name[len(MEMFD) :], file.proc_path()
         elif stat_module.S_ISREG(file.mode) and regular.claims(file) and regular.nameless(file):
-            name = file.link.removesuffix(_DELETED)
-            add(file.device, file.inode, ObjectKind.DELETED_FILE, name, file.proc_path())
+            yield ObjectKind.DELETED_FILE, name, file.proc_path()
         elif (file.device, file.inode) in tree.memory.carried:
-            add(file.device, file.inode, ObjectKind.CARRIED_FILE, file.link, file.proc_path())
+            yield ObjectKind.CARRIED_FILE, file.link, file.proc_path()
+
+
+def _objects_of_mappings(tree: TreeView) -> Iterator[tuple[ObjectKind, str, str]]:
+    carried = tree.memory.carried
     for process in tree.processes:
         for mapping in process.mappings:
             kind = object_kind(mapping)
-            if kind is None and not (tree.memory.carried and mapping.shared and mapping.inode):
+            if kind is None and not (carried and mapping.shared and mapping.inode):
                 continue
             path = map_file(process.pid, mapping)
             status_ = os.stat(path)
-            if kind is None and (status_.st_dev, status_.st_ino) not in tree.memory.carried:
-                continue
-            name = mapping.path.removesuffix(_DELETED)
-            if kind is ObjectKind.MEMFD:
-                name = name[len(MEMFD) :]
-            add(status_.st_dev, status_.st_ino, kind or ObjectKind.CARRIED_FILE, name, path)
-    return found
+            if kind is None and (status_.st_dev, status_.st_ino) in carried:
+                yield ObjectKind.CARRIED_FILE, mapping.path, path
+            elif kind is ObjectKind.MEMFD:
+                yield kind, mapping.path.removesuffix(_DELETED)[len(MEMFD) :], path
+            elif kind is ObjectKind.SHARED_ANONYMOUS or (kind and not status_.st_nlink):
+                # A file really called "... (deleted)" has its name.
+                yield kind, mapping.path.removesuffix(_DELETED), path
 
 
 def map_file(pid: Pid, mapping: Mapping) -> str:
@@ -368,10 +375,6 @@ def object_kind(mapping: Mapping) -> ObjectKind | None:
         # To be looked at: a file may really be called so.
         return ObjectKind.DELETED_FILE
     return None
-
-
-def _has_a_name(kind: ObjectKind | None, found: os.stat_result) -> bool:
-    return kind is ObjectKind.DELETED_FILE and found.st_nlink > 0
 
 
 def _scan_outside(pids: frozenset[Pid]) -> dict[str, tuple[tuple[Pid, Fd], ...]]:

@@ -76,13 +76,14 @@ def commit(
         channel.send(FrameKind.GO)
         faults.at(ROLE, "gone")
         kind, payload = channel.expect(FrameKind.RUNNING, FrameKind.ABORT)
+        if kind is FrameKind.ABORT:
+            refused = error_from(codec.decode(payload, ErrorEntry))
+            _take_back(frozen, record)
+            raise refused
+        running = codec.decode(payload, RunningEntry)
     except (OSError, ImageError) as error:
         return _after_lost_go(move, frozen, record, str(error))
-    if kind is FrameKind.ABORT:
-        _take_back(frozen, record)
-        raise error_from(codec.decode(payload, ErrorEntry))
     freeze_ms = (time.monotonic() - move.frozen_at) * 1000
-    running = codec.decode(payload, RunningEntry)
     frozen.kill()
     for file in move.carried:
         file.remove()

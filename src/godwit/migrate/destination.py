@@ -94,8 +94,9 @@ def _receive(channel: Channel, header: HeaderEntry) -> Received:
             _build(channel, builder, header)
         faults.at(ROLE, "built")
     except (GodwitError, OSError) as error:
-        builder.destroy()
+        # Told first: the source waits frozen, and what was built here has not run and never will.
         _tell(channel, error)
+        builder.destroy()
         raise _as_godwit(error) from error
     except BaseException:
         builder.destroy()
@@ -125,7 +126,8 @@ def _build(channel: Channel, builder: Builder, header: HeaderEntry) -> None:
     shape, clock, heard_ns = _agree(channel, header)
     # The reading is older than it arrived by no more than the round trip. Clocks may jump ahead by
     # that much, and never go back.
-    age_ns = max(0, heard_ns - greeted_ns - clock.since_hello_ns) + time.monotonic_ns() - heard_ns
+    builder.clock_jump_ns = max(0, heard_ns - greeted_ns - clock.since_hello_ns)
+    age_ns = builder.clock_jump_ns + time.monotonic_ns() - heard_ns
     builder.clock_shift_ns = pod.enter(
         header.machine, clock.monotonic_ns + age_ns, clock.boottime_ns + age_ns
     )

@@ -34,6 +34,7 @@ class TaskStatus:
     nssid: tuple[int, ...]
     kthread: bool
     threads: int
+    vm_size_bytes: int  # 0: it has given up its memory
     vm_rss_bytes: int
     vm_lck_bytes: int
     thp_enabled: bool  # False: prctl(PR_SET_THP_DISABLE)
@@ -142,6 +143,7 @@ def parse(text: str, *, flags: int = 0) -> TaskStatus:
         nssid=fields.numbers("NSsid", ""),
         kthread=kthread,
         threads=fields.number("Threads"),
+        vm_size_bytes=fields.size_bytes("VmSize"),
         vm_rss_bytes=fields.size_bytes("VmRSS"),
         vm_lck_bytes=fields.size_bytes("VmLck"),
         thp_enabled=fields.number("THP_enabled", default="1") != 0,

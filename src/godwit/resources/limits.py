@@ -51,7 +51,7 @@ def shortfall(entry: LimitsEntry, own: LimitsEntry, *, may_raise: bool) -> str:
 
 
 def restore(entry: LimitsEntry, batch: Batch) -> None:
-    """Queue the limits. They come last: a low one would hinder the rest of the building."""
+    """Queue the limits: after what a low one would hinder, before the right to raise them is given up."""
     for limit in entry.limits:
         batch.make_room()
         batch.add("prlimit64", 0, limit.resource, struct.pack("<QQ", limit.soft, limit.hard), 0)

@@ -106,6 +106,13 @@ def refusal(mapping: Mapping, pid: int) -> Refusal | None:
     for flag, (what, why, remedy) in _REFUSED_FLAGS.items():
         if flag in mapping.flags:
             return Refusal(what=what, where=where, why=why, remedy=remedy)
+    if mapping.protection_key:
+        return Refusal(
+            what="memory protection key",
+            where=where,
+            why="keys of pkey_alloc(2) are not carried yet",
+            remedy="start it without protection keys",
+        )
     name = mapping.path
     if name.startswith("/SYSV"):
         return Refusal(

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from godwit.errors import UnsupportedStateError
+from godwit.errors import DestinationError, UnsupportedStateError
 from godwit.linux import ptrace, sched
 from godwit.linux.arch import UserRegs
 from godwit.procfs import sched as proc_sched
@@ -263,10 +263,15 @@ def restore_scheduling(entry: ThreadEntry, tid: Tid) -> None:
     """Set policy, priority and CPUs from outside. `tid` is in our pid namespace."""
     if sched.get_attributes(tid) != entry.scheduling:
         sched.set_attributes(tid, entry.scheduling)
-    if not entry.all_cpus:
-        here = os.sched_getaffinity(0) & set(entry.affinity)
-        if here:
-            os.sched_setaffinity(tid, here)
+    every = range(os.cpu_count() or 1)
+    wanted = set(every) if entry.all_cpus else set(entry.affinity) & set(every)
+    if not wanted:
+        raise DestinationError(
+            f"thread {entry.tid} runs on CPUs {list(entry.affinity)} only, and there are {len(every)} here",
+            remedy="choose a machine with as many CPUs, or widen its affinity (taskset -p)",
+        )
+    if os.sched_getaffinity(tid) != wanted:
+        os.sched_setaffinity(tid, wanted)
     if sched.get_io_priority(tid) != entry.io_priority:
         sched.set_io_priority(tid, entry.io_priority)
 

@@ -29,6 +29,8 @@ class Tracee:
         self.pid = pid
         self.tid = tid
         self.group_stopped = False
+        self.seen_stopped = False
+        """Job control had stopped it when it was seized, so it was not interrupted."""
         self.registers = UserRegs()
         """The registers to run on with: as found, but for what `interrupted` corrected."""
         self.signal_mask = 0
@@ -81,14 +83,18 @@ class Tracee:
             ptrace.resume(self.tid, 0 if stop.event else stop.signal)
 
     def _wait(self, deadline: float) -> ptrace.Stop | None:
-        if deadline == math.inf:
-            return ptrace.wait_stop(self.tid)
-        while (stop := ptrace.poll_stop(self.tid)) is None:
-            if time.monotonic() > deadline:
-                return None
-            # We may share the thread's CPU: yielding is what lets it come to its stop.
-            os.sched_yield()
-        return stop
+        try:
+            if deadline == math.inf:
+                return ptrace.wait_stop(self.tid)
+            while (stop := ptrace.poll_stop(self.tid)) is None:
+                if time.monotonic() > deadline:
+                    return None
+                # We may share the thread's CPU: yielding is what lets it come to its stop.
+                os.sched_yield()
+            return stop
+        except ChildProcessError as error:
+            # Another thread of its process has executed a program, and taken its id.
+            raise NoProcessError(f"thread {self.tid} of pid {self.pid} is gone") from error
 
     def let_go_when_stopped(self, deadline: float) -> None:
         """Detach a thread that did not stop in time, once it does; if it never does, our end will."""
@@ -212,9 +218,12 @@ class Tracee:
 
 def _seize_error(pid: Pid, tid: Tid) -> AccessError | BusyError | NoProcessError:
     try:
-        tracer = proc_status.read(pid, tid).tracer_pid
+        found = proc_status.read(pid, tid)
     except ProcessLookupError:
         return NoProcessError(f"thread {tid} of pid {pid} is gone")
+    if found.state in "ZX" or not found.vm_size_bytes:
+        return NoProcessError(f"thread {tid} of pid {pid} is ending")
+    tracer = found.tracer_pid
     if tracer:
         return BusyError(
             f"pid {pid} is already traced by pid {tracer}",
