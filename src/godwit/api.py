@@ -42,15 +42,15 @@ def _connector(host: str) -> Callable[[], Channel]:
     return lambda: transport.connect(host, node)
 
 
-def inspect(pid: int, *, to: str | None = None) -> Plan:
+def inspect(pid: int, *, to: str | None = None, tcp_close: bool = False) -> Plan:
     """List every holding of a process tree with its disposition; with `to`, ask that machine too.
 
     Nothing is stopped or changed.
     """
-    plan = source.inspect(Pid(pid))
+    plan = source.inspect(Pid(pid), tcp_close=tcp_close)
     if to is None or not plan.movable:
         return plan
-    return source.inspect_for(Pid(pid), plan, _connector(to))
+    return source.inspect_for(Pid(pid), plan, _connector(to), tcp_close=tcp_close)
 
 
 def migrate(
@@ -58,6 +58,7 @@ def migrate(
     host: str,
     *,
     timeout_s: float | None = None,
+    tcp_close: bool = False,
     progress: Progress = silent,
 ) -> Report:
     """Move a process tree to another machine.
@@ -66,14 +67,23 @@ def migrate(
         RefusedError: Something cannot be carried; nothing was changed.
         MigrationError: It failed on the way; `survivor` says which copy lives.
     """
-    return source.migrate(Pid(pid), host, _connector(host), timeout_s=timeout_s, progress=progress)
+    return source.migrate(
+        Pid(pid), host, _connector(host), timeout_s=timeout_s, tcp_close=tcp_close, progress=progress
+    )
 
 
 def checkpoint(
-    pid: int, directory: Path, *, leave_running: bool = False, progress: Progress = silent
+    pid: int,
+    directory: Path,
+    *,
+    leave_running: bool = False,
+    tcp_close: bool = False,
+    progress: Progress = silent,
 ) -> Report:
     """Write a process tree into a directory; unless it is to be left running, end it."""
-    return store.checkpoint(Pid(pid), directory, leave_running=leave_running, progress=progress)
+    return store.checkpoint(
+        Pid(pid), directory, leave_running=leave_running, tcp_close=tcp_close, progress=progress
+    )
 
 
 def restore(directory: Path, *, pod: bool = False, progress: Progress = silent) -> Restored:

@@ -4,6 +4,8 @@
 written again: it is what a released Godwit wrote.
 """
 
+# ruff: noqa: ANN401
+
 from __future__ import annotations
 
 import dataclasses

@@ -1,8 +1,11 @@
 """An image that is damaged, foreign or dishonest is refused in one line, and nothing of it is left."""
 
+# ruff: noqa: ANN401
+
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import random
 import struct
@@ -439,9 +442,7 @@ def test_numbers_beyond_reason_never_end_in_a_bug(kind: FrameKind, sample: Sampl
     chance = random.Random(11)  # seeded: the same each time
     places = list(sizes(entry, EXTREMES))
     for path, wrong in chance.sample(places, min(len(places), 60)):
-        raw = images.changed(
-            sample.raw, kind, lambda entry, path=path, wrong=wrong: images.deep(entry, path, wrong)
-        )
+        raw = images.changed(sample.raw, kind, functools.partial(images.deep, path=path, value=wrong))
         try:
             outcome_of(raw, sample, tmp_path)
         except AssertionError as error:

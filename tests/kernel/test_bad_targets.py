@@ -297,12 +297,14 @@ def test_what_it_holds_is_refused_by_name(what: str, server: Server, tmp_path: P
 
 @pytest.mark.usefixtures("as_source")
 def test_an_established_tcp_connection(server: Server, tmp_path: Path) -> None:
-    with contextlib.closing(socket.create_server(("127.0.0.1", 0))) as listener:
-        with holding("tcp", tmp_path, port=listener.getsockname()[1]) as held:
-            connection, _ = listener.accept()
-            with connection:
-                expect_refused(held, "TCP", server, tmp_path)
-                assert select.select([connection], [], [], 0)[0] == []  # neither data nor an end
+    with (
+        contextlib.closing(socket.create_server(("127.0.0.1", 0))) as listener,
+        holding("tcp", tmp_path, port=listener.getsockname()[1]) as held,
+    ):
+        connection, _ = listener.accept()
+        with connection:
+            expect_refused(held, "TCP", server, tmp_path)
+            assert select.select([connection], [], [], 0)[0] == []  # neither data nor an end
 
 
 def outside_pipe() -> tuple[int, int]:

@@ -156,9 +156,11 @@ def runs_at_home(counter: Counting, pair: Pair) -> None:
 def test_whatever_a_destination_says_before_go_the_program_runs_on(
     name: str, counter: Counting, pair: Pair
 ) -> None:
-    with false_destination(pair.destination, BEFORE_GO[name]) as host:
-        with pytest.raises(GodwitError) as caught:
-            api.migrate(counter.pid, host)
+    with (
+        false_destination(pair.destination, BEFORE_GO[name]) as host,
+        pytest.raises(GodwitError) as caught,
+    ):
+        api.migrate(counter.pid, host)
     error = caught.value
     assert error.exit_status != 70, error.message
     assert "\n" not in error.line()
@@ -220,16 +222,20 @@ def to_go(*answers: tuple[FrameKind, bytes]) -> Script:
 def test_a_destination_that_turns_the_commit_down_gives_the_program_back(
     counter: Counting, pair: Pair
 ) -> None:
-    with false_destination(pair.destination, to_go((FrameKind.ABORT, told("the lock is taken")))) as host:
-        with pytest.raises(GodwitError, match="the lock is taken"):
-            api.migrate(counter.pid, host)
+    with (
+        false_destination(pair.destination, to_go((FrameKind.ABORT, told("the lock is taken")))) as host,
+        pytest.raises(GodwitError, match="the lock is taken"),
+    ):
+        api.migrate(counter.pid, host)
     runs_at_home(counter, pair)
 
 
 def test_a_line_that_ends_after_go_is_settled_by_asking(counter: Counting, pair: Pair) -> None:
-    with false_destination(pair.destination, to_go(), answering("aborted")) as host:
-        with pytest.raises(MigrationError) as caught:
-            api.migrate(counter.pid, host)
+    with (
+        false_destination(pair.destination, to_go(), answering("aborted")) as host,
+        pytest.raises(MigrationError) as caught,
+    ):
+        api.migrate(counter.pid, host)
     assert caught.value.survivor is Survivor.SOURCE
     runs_at_home(counter, pair)
 
@@ -243,9 +249,11 @@ def test_after_go_the_word_of_a_destination_that_owns_the_program_counts(
     first: Script, counter: Counting, pair: Pair
 ) -> None:
     """However garbled its report: it says that it runs there, so it may not run here."""
-    with false_destination(pair.destination, first, answering("running")) as host:
-        with pytest.raises(MigrationError) as caught:
-            api.migrate(counter.pid, host)
+    with (
+        false_destination(pair.destination, first, answering("running")) as host,
+        pytest.raises(MigrationError) as caught,
+    ):
+        api.migrate(counter.pid, host)
     assert caught.value.survivor is Survivor.DESTINATION
     tools.until(lambda: counter.copies() == [], "the copy here is gone")
     assert pair.source.records() == []

@@ -1,5 +1,7 @@
 """What a released format wrote is read for ever, and means what it meant."""
 
+# ruff: noqa: ANN401
+
 from __future__ import annotations
 
 import json

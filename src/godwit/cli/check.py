@@ -8,7 +8,17 @@ from typing import TYPE_CHECKING
 
 import click
 
-from godwit.cli.output import PID, common_options, examples, printable, say, say_json, settings, table
+from godwit.cli.output import (
+    PID,
+    common_options,
+    examples,
+    printable,
+    say,
+    say_json,
+    settings,
+    table,
+    tcp_close_option,
+)
 
 if TYPE_CHECKING:
     from godwit.engine.plan import Plan
@@ -33,8 +43,9 @@ CANNOT_MOVE = 3  # as RefusedError
 )
 @click.argument("pid", type=PID)
 @click.option("--to", "host", metavar="HOST", help="Ask this destination as well: a HOST as for `migrate`.")
+@tcp_close_option
 @common_options
-def check(pid: int, host: str | None) -> int:
+def check(pid: int, host: str | None, tcp_close: bool) -> int:
     """Say whether process PID can move, and why not.
 
     Lists everything PID and its descendants hold, with what becomes of it: move, rebind, reach or
@@ -44,7 +55,7 @@ def check(pid: int, host: str | None) -> int:
     """
     from godwit import api
 
-    plan = api.inspect(pid, to=host)
+    plan = api.inspect(pid, to=host, tcp_close=tcp_close)
     if settings().as_json:
         say_json(
             {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from godwit.cli.output import PID, common_options, examples, foreign_options
+from godwit.cli.output import PID, common_options, examples, foreign_options, tcp_close_option
 from godwit.cli.progress import showing
 from godwit.cli.report import show_report
 
@@ -26,9 +26,10 @@ from godwit.cli.report import show_report
     type=click.FloatRange(min=0, min_open=True),
     help="Give up, and let it run on here, when it is not decided by then.",
 )
+@tcp_close_option
 @foreign_options
 @common_options
-def migrate(pid: int, host: str, timeout_s: float | None) -> None:
+def migrate(pid: int, host: str, timeout_s: float | None, tcp_close: bool) -> None:
     """Move process PID and its descendants to HOST.
 
     HOST is a lab node, user@host over ssh, or tls://host:port where `godwit receive` listens. The
@@ -40,5 +41,5 @@ def migrate(pid: int, host: str, timeout_s: float | None) -> None:
     from godwit import api
 
     with showing(f"pid {pid} to {host}") as progress:
-        report = api.migrate(pid, host, timeout_s=timeout_s, progress=progress)
+        report = api.migrate(pid, host, timeout_s=timeout_s, tcp_close=tcp_close, progress=progress)
     show_report(report, moved=True)

@@ -116,6 +116,16 @@ _IGNORED = {
 }
 
 
+def tcp_close_option(function: Function) -> Function:
+    """Let TCP connections break instead of standing in the way."""
+    return click.option(
+        "--tcp-close",
+        "tcp_close",
+        is_flag=True,
+        help="Let TCP connections break: the program finds them reset by the peer, and clients come again.",
+    )(function)
+
+
 def foreign_options(function: Function) -> Function:
     """Accept options that users of other tools type, and say that they do nothing."""
     for name in _IGNORED:

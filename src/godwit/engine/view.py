@@ -89,12 +89,13 @@ class Memory:
     outside: dict[str, tuple[tuple[Pid, Fd], ...]] | None = None
     # (device, inode) of files brought along.
     carried: set[tuple[int, int]] = field(default_factory=set[tuple[int, int]])
+    closes_connections: bool = False  # TCP connections may break
     movers: frozenset[Pid] = frozenset()  # who holds duplicates only for the sake of the move
 
 
-def of_mover() -> Memory:
+def of_mover(*, closes_connections: bool) -> Memory:
     """Return a new memory for the process that carries out a move."""
-    return Memory(movers=frozenset({Pid(os.getpid())}))
+    return Memory(closes_connections=closes_connections, movers=frozenset({Pid(os.getpid())}))
 
 
 class TreeView:
@@ -140,6 +141,11 @@ class TreeView:
     def inner_groups(self) -> dict[int, int]:
         """Our number of each process group of the tree to the tree's own."""
         return {process.stat.pgrp: process.status.nspgid[-1] for process in self.processes}
+
+    @property
+    def closes_connections(self) -> bool:
+        """The user allows TCP connections to break: the program finds them reset."""
+        return self.memory.closes_connections
 
     def file_at(self, pid: Pid, fd: Fd) -> OpenFile | None:
         """Return what a process of the tree has open under a number."""

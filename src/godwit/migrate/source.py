@@ -47,17 +47,26 @@ from godwit.types import Pid, Tid
 from godwit.wire.frames import FrameKind
 
 
-def inspect(pid: Pid) -> Plan:
+def inspect(pid: Pid, *, tcp_close: bool = False) -> Plan:
     """List every holding of a process tree with its disposition. Nothing is stopped."""
     plan.check_target(pid)
-    return view.settled(pid, view.Memory(), plan.plan)[1]
+    return view.settled(pid, view.Memory(closes_connections=tcp_close), plan.plan)[1]
 
 
-def inspect_for(pid: Pid, found: Plan, connect: Callable[[], Channel]) -> Plan:
+def inspect_for(pid: Pid, found: Plan, connect: Callable[[], Channel], *, tcp_close: bool = False) -> Plan:
     """Ask a machine whether it would take the tree; return the plan with what it refuses added."""
 
     def work(line: Line[VerdictEntry]) -> VerdictEntry:
-        move = Move(pid, "", connect, line, None, secrets.token_hex(16), Stopwatch(), view.of_mover())
+        move = Move(
+            pid,
+            "",
+            connect,
+            line,
+            None,
+            secrets.token_hex(16),
+            Stopwatch(),
+            view.of_mover(closes_connections=tcp_close),
+        )
         with contextlib.closing(connect()) as channel:
             try:
                 _prepare(move, channel)
@@ -76,7 +85,13 @@ def inspect_for(pid: Pid, found: Plan, connect: Callable[[], Channel]) -> Plan:
 
 
 def migrate(
-    pid: Pid, host: str, connect: Callable[[], Channel], *, timeout_s: float | None, progress: Progress
+    pid: Pid,
+    host: str,
+    connect: Callable[[], Channel],
+    *,
+    timeout_s: float | None,
+    tcp_close: bool = False,
+    progress: Progress,
 ) -> Report:
     """Move a process tree to another machine by stop-and-copy.
 
@@ -85,6 +100,7 @@ def migrate(
         host: The machine's name, for the report and for settling.
         connect: Opens a channel to it; called again should the first break after GO.
         timeout_s: Undo the move if it is not committed by then.
+        tcp_close: TCP connections may break: the program finds them reset.
         progress: Told where the move stands.
 
     Raises:
@@ -97,7 +113,16 @@ def migrate(
 
     def work(line: Line[Report]) -> Report:
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
-        move = Move(pid, host, connect, line, deadline, migration, Stopwatch(), view.of_mover())
+        move = Move(
+            pid,
+            host,
+            connect,
+            line,
+            deadline,
+            migration,
+            Stopwatch(),
+            view.of_mover(closes_connections=tcp_close),
+        )
         return _run(move)
 
     try:

@@ -45,7 +45,9 @@ _STATUS: Final = struct.Struct("<iI")
 # --- out --------------------------------------------------------------------------------------
 
 
-def checkpoint(pid: Pid, directory: Path, *, leave_running: bool, progress: Progress) -> Report:
+def checkpoint(
+    pid: Pid, directory: Path, *, leave_running: bool, tcp_close: bool = False, progress: Progress
+) -> Report:
     """Write a process tree into a directory, made if need be; then end it, or leave it running.
 
     Raises:
@@ -65,7 +67,9 @@ def checkpoint(pid: Pid, directory: Path, *, leave_running: bool, progress: Prog
         ) from error
     try:
         return apart.run(
-            lambda line: _checkpoint(pid, directory, line, leave_running=leave_running), Report, progress
+            lambda line: _checkpoint(pid, directory, line, leave_running=leave_running, tcp_close=tcp_close),
+            Report,
+            progress,
         )
     except (GodwitError, apart.WorkerDied, KeyboardInterrupt) as error:
         _clean(directory, made=made)
@@ -103,9 +107,11 @@ def _written(directory: Path) -> Iterator[Channel]:
         ) from error
 
 
-def _checkpoint(pid: Pid, directory: Path, line: Line[Report], *, leave_running: bool) -> Report:
+def _checkpoint(
+    pid: Pid, directory: Path, line: Line[Report], *, leave_running: bool, tcp_close: bool
+) -> Report:
     watch = Stopwatch()
-    memory = view.of_mover()
+    memory = view.of_mover(closes_connections=tcp_close)
     line.progress(ProgressEvent(stage="inspect"))
     plan.movable(pid, memory)
     view.settled(pid, memory, capture.outline)

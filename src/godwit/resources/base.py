@@ -98,6 +98,11 @@ class Tree(Protocol):
         """All processes of the tree, in the caller's pid namespace."""
         ...
 
+    @property
+    def closes_connections(self) -> bool:
+        """The user allows TCP connections to break: the program finds them reset."""
+        ...
+
     def file_at(self, pid: Pid, fd: Fd) -> OpenFile | None:
         """Return what a process of the tree has open under a number."""
         ...

@@ -1,7 +1,8 @@
 """Internet sockets that talk to nobody in particular: tcp(7), udp(7), ip(7), ipv6(7).
 
 Carried: a listening TCP socket whose accept queue is empty, a TCP socket that never was connected,
-a UDP socket without a peer and without datagrams waiting. Connections are refused for now.
+a UDP socket without a peer and without datagrams waiting. Connections are refused for now, unless the
+user allows them to break: then the program finds them reset by the peer, and its clients come again.
 Multicast memberships are shown nowhere, so a UDP socket that joined a group has to join again.
 """
 
@@ -31,6 +32,7 @@ from godwit.types import FileId, OwnedFd
 
 _FAMILIES = (socket.AF_INET, socket.AF_INET6)
 _CLOSE_FIRST = "let the program close it, then try again"
+_CLOSE_OR_BREAK = "let the program close it, or allow it to break with --tcp-close"
 _TCP_INFO_BYTES = 256
 
 _SOL, _IP, _IPV6 = socket.SOL_SOCKET, socket.IPPROTO_IP, socket.IPPROTO_IPV6
@@ -66,6 +68,7 @@ class InetEntry:
     port: int  # 0: not bound to any
     backlog: int  # -1: does not listen
     options: SocketOptions
+    reset: bool = False  # it was connected; it comes back reset by its peer
 
     @property
     def file_ids(self) -> tuple[FileId, ...]:
@@ -115,14 +118,22 @@ def _peer(sock: socket.socket) -> tuple[str, int] | None:
 def _check(file: OpenFile, what: str, tree: Tree) -> None:
     refuse_outside_holders(file, tree, what)
     with sockets.borrow(file) as sock:
-        _check_state(file, sock, what)
+        if not _breaks(sock, tree):
+            _check_state(file, sock, what)
+
+
+def _breaks(sock: socket.socket, tree: Tree) -> bool:
+    """Tell whether it is a connection that may break."""
+    if not tree.closes_connections or (sock.type, sock.proto) != (socket.SOCK_STREAM, _TCP):
+        return False
+    return _TcpInfo.of(sock).state not in (sockdiag.TCP_CLOSE, sockdiag.TCP_LISTEN)
 
 
 def _check_state(file: OpenFile, sock: socket.socket, what: str) -> None:
     if (sock.type, sock.proto) not in ((socket.SOCK_STREAM, _TCP), (socket.SOCK_DGRAM, _UDP)):
         raise file.refuse(what, "its protocol is not carried", _CLOSE_FIRST)
     if _peer(sock):
-        raise file.refuse(what, "connections are not carried yet", _CLOSE_FIRST)
+        raise file.refuse(what, "connections are not carried yet", _CLOSE_OR_BREAK)
     if sock.type == socket.SOCK_STREAM:
         _check_tcp(file, sock, what)
     elif any(sock.getsockopt(_UDP, name) for name in (_UDP_CORK, _UDP_ENCAP)):
@@ -139,7 +150,7 @@ def _check_tcp(file: OpenFile, sock: socket.socket, what: str) -> None:
         if info.segments or sockets.has_error(sock):
             raise file.refuse(what, "its connection has ended and the program was not told", _CLOSE_FIRST)
     elif info.state != sockdiag.TCP_LISTEN:
-        raise file.refuse(what, "connections are not carried yet", _CLOSE_FIRST)
+        raise file.refuse(what, "connections are not carried yet", _CLOSE_OR_BREAK)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -167,7 +178,8 @@ def inspect(file: OpenFile, tree: Tree) -> Finding:
         if error.errno not in (errno.EBADF, errno.ESRCH):
             raise
         return moves(file, "internet socket", why="closed meanwhile")
-    return moves(file, what, lambda: _check(file, what, tree))
+    why = "it is closed: the program finds it reset by its peer" if tree.closes_connections else ""
+    return moves(file, what, lambda: _check(file, what, tree), why=why)
 
 
 def collect(files: Sequence[OpenFile], tree: Tree) -> Sequence[InetEntry]:
@@ -183,7 +195,7 @@ def _entry(file: OpenFile, tree: Tree) -> InetEntry:
             info = _TcpInfo.of(sock)
             listens = info.state == sockdiag.TCP_LISTEN
             backlog = info.backlog if listens else -1
-            if listens and info.waiting:
+            if listens and info.waiting and not tree.closes_connections:
                 raise file.refuse(
                     _what(sock), f"{info.waiting} connections wait to be accepted", "try again in a moment"
                 )
@@ -198,6 +210,7 @@ def _entry(file: OpenFile, tree: Tree) -> InetEntry:
             port=port,
             backlog=backlog,
             options=sockets.collect(sock, _options(sock.family, sock.type)),
+            reset=_breaks(sock, tree),
         )
 
 
@@ -218,6 +231,9 @@ def restore(entry: InetEntry, context: RestoreContext) -> Mapping[FileId, OwnedF
     if not 0 <= entry.port < 2**16 or not -1 <= entry.backlog < 2**31:
         raise ImageError(f"socket {entry.file_id} has port {entry.port} and backlog {entry.backlog}")
     options = _options(entry.family, entry.kind)
+    if entry.reset:
+        with _reset_connection(entry.family) as sock:
+            return {entry.file_id: OwnedFd(sock.detach())}
     with socket.socket(entry.family, entry.kind) as sock:
         sockets.restore(sock, entry.options, options)
         try:
@@ -228,6 +244,25 @@ def restore(entry: InetEntry, context: RestoreContext) -> Mapping[FileId, OwnedF
                 remedy="give the destination that address, or end what uses the port there",
             ) from error
         return {entry.file_id: OwnedFd(sock.detach())}
+
+
+def _reset_connection(family: int) -> socket.socket:
+    """Make a socket whose peer has reset the connection: the next read says so, the one after, the end."""
+    loopback = "::1" if family == socket.AF_INET6 else "127.0.0.1"
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        with socket.create_server((loopback, 0), family=socket.AddressFamily(family)) as server:
+            sock.connect(server.getsockname())
+            peer, _ = server.accept()
+            peer.setsockopt(_SOL, socket.SO_LINGER, struct.pack("=ii", 1, 0))
+            peer.close()
+    except OSError as error:
+        sock.close()
+        raise DestinationError(
+            f"cannot make a broken connection: {error.strerror}",
+            remedy="bring up the loopback interface there",
+        ) from error
+    return sock
 
 
 def _bind(sock: socket.socket, entry: InetEntry) -> None:
