@@ -213,6 +213,10 @@ def test_a_destination_that_stays_away_after_go_leaves_it_undecided_until_it_is_
     assert [each["role"] for each in found] == ["source"]
     assert found[0]["outcome"].startswith("still undecided"), (found, address)
     assert tools.state_of(counter.pid) == "T"
+    # At home in the other machine what was built is ended too: nobody can say GO any more.
+    assert [each["role"] for each in pair.destination.recover()] == ["destination"]
+    tools.until(lambda: counter.copies() == [counter.pid], "the copy there is gone")
+    tools.until(lambda: set(tools.pods()) <= before.pods, "its pod is gone")
 
 
 def random_times() -> list[float]:

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
-from godwit.errors import BusyError, NoProcessError
+from godwit.errors import BusyError, NoProcessError, UnsupportedStateError
 from godwit.linux import mem, ptrace
 from godwit.procfs import stat, tasks
 from godwit.resources import interrupted
@@ -199,6 +199,13 @@ def freeze(root: Pid) -> FrozenTree:
 def _note_place(tree: FrozenTree, task: Tracee, memory: OwnedFd) -> None:
     """Save a stopped thread, with what the stop itself has done to it set right."""
     task.save()
+    if not task.registers.is_64_bit:
+        raise UnsupportedStateError(
+            "32-bit code",
+            where=f"thread {task.tid} of pid {task.pid}",
+            why="its system calls are numbered differently",
+            remedy="use a 64-bit program",
+        )
     changed = abort_critical_section(task, memory)
     if interrupted.correct(task.registers):
         changed = True

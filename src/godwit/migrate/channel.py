@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import sys
@@ -9,6 +10,7 @@ from collections.abc import Callable
 from typing import Final, Protocol
 
 from godwit.errors import ImageError
+from godwit.migrate.patience import Patience
 from godwit.wire import frames
 from godwit.wire.frames import FrameKind
 
@@ -83,6 +85,7 @@ class Channel:
     def __init__(self, pipe: Pipe) -> None:
         self._pipe = pipe
         self._buffer = bytearray(frames.PAGES_LIMIT_BYTES)
+        self.patience: Patience | None = None
         self.bytes_sent = 0
         self.bytes_received = 0
 
@@ -134,7 +137,8 @@ class Channel:
 
     def _write(self, data: bytes | bytearray | memoryview) -> None:
         try:
-            self._pipe.write(data)
+            with self._watched():
+                self._pipe.write(data)
         except (ConnectionError, TimeoutError, ssl_error()) as error:
             raise Closed(str(error)) from error
         self.bytes_sent += len(data)
@@ -152,9 +156,13 @@ class Channel:
         self.bytes_received += length
         return memoryview(self._buffer)[:length]
 
+    def _watched(self) -> contextlib.AbstractContextManager[None]:
+        return self.patience.blocking() if self.patience is not None else contextlib.nullcontext()
+
     def _fill(self, room: memoryview) -> int:
         try:
-            return self._pipe.read_into(room)
+            with self._watched():
+                return self._pipe.read_into(room)
         except (ConnectionError, TimeoutError, ssl_error()) as error:
             raise Closed(str(error)) from error
 

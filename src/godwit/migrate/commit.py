@@ -71,6 +71,8 @@ def commit(
     frozen.park()
     faults.at(ROLE, "parked")
     try:
+        if channel.patience is not None:
+            channel.patience.commit(_ASK_AGAIN_S)
         _drop_locks(frozen, record)
         faults.at(ROLE, "unlocked")
         channel.send(FrameKind.GO)

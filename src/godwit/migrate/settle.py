@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from godwit.engine import freeze
-from godwit.errors import GodwitError
+from godwit.errors import GodwitError, ImageError
 from godwit.images import codec
 from godwit.linux import pidfd
 from godwit.migrate import journal
@@ -83,7 +83,10 @@ def ask(channel: Channel, migration: str) -> State:
     channel.send(FrameKind.QUERY, codec.encode(QueryEntry(migration=migration)))
     channel.accept_stream()
     _, payload = channel.expect(FrameKind.ANSWER)
-    return codec.decode(payload, AnswerEntry).state
+    state = codec.decode(payload, AnswerEntry).state
+    if state not in (State.RUNNING, State.ABORTED):
+        raise ImageError(f"the destination answers {state.value!r}, which decides nothing")
+    return state
 
 
 def source(record: Record, connect: Connect) -> Recovered:

@@ -40,6 +40,7 @@ from godwit.migrate.entries import (
 )
 from godwit.migrate.journal import Record
 from godwit.migrate.move import ROLE, Move
+from godwit.migrate.patience import Patience
 from godwit.migrate.report import Progress, Report, Stopwatch, silent
 from godwit.resources.base import Disposition, Finding
 from godwit.resources.outline import ClockEntry
@@ -68,6 +69,7 @@ def inspect_for(pid: Pid, found: Plan, connect: Callable[[], Channel], *, tcp_cl
             view.of_mover(closes_connections=tcp_close),
         )
         with contextlib.closing(connect()) as channel:
+            channel.patience = Patience(move.check)
             try:
                 _prepare(move, channel)
             except RefusedError as error:
@@ -156,6 +158,7 @@ def _settled(record: Record, host: str, connect: settle.Connect, what: str) -> M
 
 def _run(move: Move) -> Report:
     with contextlib.closing(_open(move)) as channel:
+        channel.patience = Patience(move.check)
         faults.at(ROLE, "connected")
         try:
             return _converse(move, channel)

@@ -87,6 +87,7 @@ def signal_frame(address: int, registers: UserRegs, mask: int, xstate: bytes) ->
     return context.ljust(_FPSTATE_AT, b"\0") + bytes(state) + struct.pack("<I", _FP_XSTATE_MAGIC2)
 
 
+_USER_CS: Final = 0x33
 # ERESTARTSYS, ERESTARTNOINTR, ERESTARTNOHAND, ERESTART_RESTARTBLOCK
 _RESTARTS: Final = (-512, -513, -514, -516)
 
@@ -110,6 +111,11 @@ class UserRegs(ctypes.Structure):
     def instruction_pointer(self) -> int:
         """The address of the next instruction."""
         return int(self.rip)
+
+    @property
+    def is_64_bit(self) -> bool:
+        """The task runs in 64-bit mode: __USER_CS, not __USER32_CS."""
+        return bool(self.cs == _USER_CS)
 
     @property
     def stack_pointer(self) -> int:
