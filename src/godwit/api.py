@@ -7,6 +7,7 @@ from pathlib import Path
 
 from godwit.engine.plan import Plan
 from godwit.lab import registry
+from godwit.migrate import inspect as inspecting
 from godwit.migrate import receive, settle, source, store, transport
 from godwit.migrate.channel import Channel
 from godwit.migrate.report import Progress, ProgressEvent, Report, silent
@@ -47,10 +48,10 @@ def inspect(pid: int, *, to: str | None = None, tcp_close: bool = False) -> Plan
 
     Nothing is stopped or changed.
     """
-    plan = source.inspect(Pid(pid), tcp_close=tcp_close)
+    plan = inspecting.inspect(Pid(pid), tcp_close=tcp_close)
     if to is None or not plan.movable:
         return plan
-    return source.inspect_for(Pid(pid), plan, _connector(to), tcp_close=tcp_close)
+    return inspecting.inspect_for(Pid(pid), plan, _connector(to), tcp_close=tcp_close)
 
 
 def migrate(

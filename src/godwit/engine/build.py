@@ -25,7 +25,7 @@ from godwit.procfs import maps
 from godwit.resources import fdtable, memory, objects, signals
 from godwit.resources.base import FileKind
 from godwit.resources.objects import ObjectEntry
-from godwit.resources.outline import OutlineEntry, SpaceEntry, outline_of
+from godwit.resources.outline import OutlineEntry, mapped_files, outline_of, same_family
 from godwit.resources.process import ProcessEntry, ProcessState, TreeEntry
 from godwit.tracee import calls
 from godwit.tracee.calls import WORKSHOP_BYTES
@@ -56,7 +56,7 @@ class Builder:
 
     def prepare(self, shape: OutlineEntry) -> None:
         """Make the processes, threads and mappings of a tree, empty. May be done again, differently."""
-        if self.family is not None and self.shape is not None and _same_family(self.shape, shape):
+        if self.family is not None and self.shape is not None and same_family(self.shape, shape):
             self._remap(shape)
         else:
             self._discard()
@@ -111,7 +111,7 @@ class Builder:
         same_objects = self.shape.objects == shape.objects
         self._make_objects(shape)
         for before, now in zip(self.shape.spaces, shape.spaces, strict=True):
-            same_files = _mapped_files(self.shape, before) == _mapped_files(shape, now)
+            same_files = mapped_files(self.shape, before) == mapped_files(shape, now)
             if before.vmas == now.vmas and same_files and same_objects:
                 continue
             stub = self.family.stubs[now.pid]
@@ -355,30 +355,6 @@ class _FileContext:
 
     def memory_object(self, object_id: int) -> OwnedFd:
         return self._builder.memory_object(object_id)
-
-
-def _same_family(before: OutlineEntry, now: OutlineEntry) -> bool:
-    return _family_part(before) == _family_part(now)
-
-
-def _family_part(shape: OutlineEntry) -> list[tuple[object, ...]]:
-    return [
-        (
-            identity.pid,
-            identity.ppid,
-            identity.pgid,
-            identity.sid,
-            identity.exit_signal,
-            identity.state is ProcessState.ZOMBIE,
-            identity.wait_status,
-            identity.tids,
-        )
-        for identity in shape.identities
-    ]
-
-
-def _mapped_files(shape: OutlineEntry, space_: SpaceEntry) -> list[object]:
-    return [shape.path_files[vma.file].path if vma.file >= 0 else None for vma in space_.vmas]
 
 
 def _alive(pid: int) -> bool:

@@ -13,6 +13,14 @@ from godwit.engine import view as views
 from godwit.engine.capture import identities
 from godwit.engine.family import session_refusal
 from godwit.engine.layout import removed_links
+from godwit.engine.obstacles import (
+    leader_refusals,
+    memory_sharing,
+    refuse,
+    state_refusals,
+    sysv_refusals,
+    thread_refusals,
+)
 from godwit.engine.outside import mapped_outside, shared_outside
 from godwit.engine.view import ProcessView, TreeView
 from godwit.errors import (
@@ -24,12 +32,12 @@ from godwit.errors import (
     RequestError,
     UnsupportedStateError,
 )
-from godwit.linux import kcmp, pagemap, sysvipc
+from godwit.linux import pagemap
 from godwit.procfs import stat, status, tasks
 from godwit.procfs.maps import Mapping
 from godwit.resources import fdtable, memory, registry
 from godwit.resources.base import Disposition, Finding, OpenFile
-from godwit.types import OwnedFd, Pid, Tid
+from godwit.types import OwnedFd, Pid
 
 # A holding that cannot be carried is refused when it is seen at so many looks.
 LOOKS: Final = 8
@@ -127,11 +135,11 @@ def plan(tree: TreeView) -> Plan:
     findings = [finding for process in tree.processes for finding in _process_findings(process, tree)]
     for file in tree.files:
         findings += _file_findings(file, tree)
-    findings += _sysv_findings(tree)
+    findings += sysv_refusals(tree)
     outside = mapped_outside(tree)
     if outside is not None:
         findings.append(
-            _refuse(
+            refuse(
                 f"shared memory {os.fsdecode(outside[1])}",
                 f"pid {tree.root.pid}",
                 f"pid {outside[0]}, which does not move along, maps it too",
@@ -167,34 +175,15 @@ def plan_frozen(tree: TreeView) -> Plan:
         where = f"pid {process.pid}"
         if process.zombie:
             continue
-        findings += [*_leader_refusals(process, where), *_memory_sharing(process, tree, where)]
-        findings += [finding for tid in process.tids[1:] for finding in _thread_refusals(process, tid, where)]
+        findings += [*leader_refusals(process, where), *memory_sharing(process, tree, where)]
+        findings += [finding for tid in process.tids[1:] for finding in thread_refusals(process, tid, where)]
         for mapping in process.mappings:
             refusal = memory.refusal(mapping, process.pid)
             if refusal is not None:
-                findings.append(_refuse(refusal.what, refusal.where, refusal.why, refusal.remedy))
+                findings.append(refuse(refusal.what, refusal.where, refusal.why, refusal.remedy))
     refused = [registry.kind_of(file).inspect(file, tree) for file in tree.files]
     findings += [finding for finding in refused if finding.disposition is Disposition.REFUSE]
     return Plan(pid=tree.root.pid, comm=tree.root.stat.comm, findings=tuple(findings))
-
-
-def _sysv_findings(tree: TreeView) -> Iterator[Finding]:
-    """Refuse who used System V objects, as far as the kernel remembers: the last user of each."""
-    if tasks.namespaces(tree.root.pid).get("ipc") != tasks.namespaces(Pid(os.getpid())).get("ipc"):
-        return
-    for what, users in (
-        ("semaphores", sysvipc.users_of_semaphores()),
-        ("message queue", sysvipc.users_of_queues()),
-    ):
-        for ident, pid in users:
-            if pid in tree.pids:
-                yield _refuse(
-                    f"System V {what} {ident}",
-                    f"pid {pid}",
-                    "objects of semget(2) and msgget(2) are not carried yet",
-                    "use POSIX semaphores and queues",
-                )
-                break
 
 
 def _file_findings(file: OpenFile, tree: TreeView) -> Iterator[Finding]:
@@ -204,7 +193,7 @@ def _file_findings(file: OpenFile, tree: TreeView) -> Iterator[Finding]:
         return
     other = shared_outside(tree, file)
     if other is not None:
-        yield _refuse(
+        yield refuse(
             f"open file {file.link}",
             file.where,
             f"pid {other}, which does not move along, shares it",
@@ -213,14 +202,10 @@ def _file_findings(file: OpenFile, tree: TreeView) -> Iterator[Finding]:
     try:
         fdtable.collect_common(file, tree.inner, tree.inner_groups)
     except UnsupportedStateError as error:
-        yield from (_refuse(each.what, each.where, each.why, each.remedy) for each in error.refusals)
+        yield from (refuse(each.what, each.where, each.why, each.remedy) for each in error.refusals)
     except OSError as error:
         if error.errno not in (errno.ESRCH, errno.EBADF, errno.ENOENT):
             raise
-
-
-def _refuse(what: str, where: str, why: str, remedy: str = "") -> Finding:
-    return Finding(disposition=Disposition.REFUSE, what=what, where=where, why=why, remedy=remedy)
 
 
 def _process_findings(process: ProcessView, tree: TreeView) -> Iterator[Finding]:
@@ -231,7 +216,7 @@ def _process_findings(process: ProcessView, tree: TreeView) -> Iterator[Finding]
         )
         return
     if process.leaderless:
-        yield from _leader_refusals(process, where)
+        yield from leader_refusals(process, where)
         return
     count = len(process.tids)
     yield Finding(
@@ -239,112 +224,10 @@ def _process_findings(process: ProcessView, tree: TreeView) -> Iterator[Finding]
         what=f"process {process.stat.comm} with {count} thread{'s' if count > 1 else ''}",
         where=where,
     )
-    yield from _state_refusals(process, tree, where)
-    yield from (_refuse(each.what, each.where, each.why, each.remedy) for each in removed_links(process.pid))
+    yield from state_refusals(process, tree, where)
+    yield from (refuse(each.what, each.where, each.why, each.remedy) for each in removed_links(process.pid))
     yield from _memory_findings(process, where)
     yield from _tie_findings(process, tree, where)
-
-
-def _state_refusals(process: ProcessView, tree: TreeView, where: str) -> Iterator[Finding]:
-    own = process.status
-    if own.seccomp:
-        yield _refuse(
-            "seccomp filter", where, "filters are not carried yet", "start the program without its sandbox"
-        )
-    if own.tracer_pid:
-        yield _refuse("tracer", where, f"pid {own.tracer_pid} traces it", "end the debugger or tracer first")
-    if own.nspid[-1] == 1:
-        yield _refuse(
-            "first process of a pid namespace",
-            where,
-            "the others of its namespace end with it",
-            "move one of its children instead",
-        )
-    if _is_32_bit(process.pid):
-        yield _refuse(
-            "32-bit program", where, "its system calls are numbered differently", "use its 64-bit version"
-        )
-    root = tree.root
-    for kind in ("user", "pid", "net", "mnt", "ipc", "uts"):
-        theirs, roots = tasks.namespaces(process.pid).get(kind), tasks.namespaces(root.pid).get(kind)
-        ours = tasks.namespaces(Pid(os.getpid())).get(kind)
-        if theirs != roots:
-            yield _refuse(
-                f"{kind} namespace of its own",
-                where,
-                "a tree must be in one",
-                "move the inner tree by itself",
-            )
-        elif kind == "user" and theirs != ours:
-            yield _refuse("user namespace", where, "it is not ours", "run godwit inside of that namespace")
-    yield from _memory_sharing(process, tree, where)
-    for tid in process.tids[1:]:
-        yield from _thread_refusals(process, tid, where)
-
-
-def _is_32_bit(pid: Pid) -> bool:
-    try:
-        with open(f"/proc/{pid}/exe", "rb") as file:
-            return file.read(5) == b"\x7fELF\x01"
-    except FileNotFoundError:
-        return False  # Refused elsewhere: its program was removed.
-
-
-def _leader_refusals(process: ProcessView, where: str) -> Iterator[Finding]:
-    if process.leaderless:
-        yield _refuse(
-            "process whose first thread has ended",
-            where,
-            "the kernel shows little of it, so it is not carried yet",
-            "let its main function wait for the threads instead of pthread_exit(3)",
-        )
-
-
-def _memory_sharing(process: ProcessView, tree: TreeView, where: str) -> Iterator[Finding]:
-    earlier = [other.pid for other in tree.processes if not other.zombie and other.pid < process.pid]
-    if any(kcmp.same_part(process.pid, other, kcmp.KCMP_VM) for other in earlier):
-        yield _refuse(
-            "memory shared with another process",
-            where,
-            "it was made by vfork(2) or clone(2) with CLONE_VM and has not executed a program yet",
-            "try again in a moment",
-        )
-        return
-    for part, name in (
-        (kcmp.KCMP_FILES, "descriptor table"),
-        (kcmp.KCMP_FS, "working directory"),
-        (kcmp.KCMP_SIGHAND, "signal actions"),
-    ):
-        if any(kcmp.same_part(process.pid, other, part) for other in earlier):
-            yield _refuse(
-                f"{name} shared with another process",
-                where,
-                "processes made by clone(2) with shared parts are not carried yet",
-                "use threads, or fork(2)",
-            )
-
-
-def _thread_refusals(process: ProcessView, tid: Tid, where: str) -> Iterator[Finding]:
-    for part, name in ((kcmp.KCMP_FILES, "descriptor table"), (kcmp.KCMP_FS, "working directory")):
-        try:
-            same = kcmp.same_part(process.pid, Pid(tid), part)
-        except ProcessLookupError:
-            return
-        if not same:
-            yield _refuse(
-                f"thread {tid} with a {name} of its own", where, "unshare(2) in threads is not carried yet"
-            )
-    try:
-        own = status.read_standing(process.pid, tid)
-    except ProcessLookupError:
-        return
-    if own != status.read_standing(process.pid, Tid(process.pid)):
-        yield _refuse(
-            f"thread {tid} with a user, capabilities or seccomp filter of its own",
-            where,
-            "only what all threads of a process share is carried yet",
-            "let every thread change together, as the C library does",
-        )
 
 
 def _memory_findings(process: ProcessView, where: str) -> Iterator[Finding]:
@@ -355,7 +238,7 @@ def _memory_findings(process: ProcessView, where: str) -> Iterator[Finding]:
         where=where,
     )
     if _guarded(process):
-        yield _refuse(
+        yield refuse(
             "guard pages inside a mapping",
             where,
             "madvise(MADV_GUARD_INSTALL) is not carried yet",
@@ -365,7 +248,7 @@ def _memory_findings(process: ProcessView, where: str) -> Iterator[Finding]:
     for mapping in process.mappings:
         refusal = memory.refusal(mapping, process.pid)
         if refusal is not None:
-            yield _refuse(refusal.what, refusal.where, refusal.why, refusal.remedy)
+            yield refuse(refusal.what, refusal.where, refusal.why, refusal.remedy)
         elif _is_library(mapping) and mapping.path not in seen:
             seen.add(mapping.path)
             yield Finding(
@@ -393,7 +276,7 @@ def _tie_findings(process: ProcessView, tree: TreeView, where: str) -> Iterator[
     if process is tree.root:
         refusal = session_refusal(identities(tree))
         if refusal is not None:
-            yield _refuse(refusal.what, refusal.where, refusal.why, refusal.remedy)
+            yield refuse(refusal.what, refusal.where, refusal.why, refusal.remedy)
         yield Finding(
             disposition=Disposition.REBIND,
             what=f"parent pid {process.stat.ppid}",

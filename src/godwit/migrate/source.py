@@ -11,12 +11,10 @@ import os
 import secrets
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 
 from godwit import __version__
 from godwit.engine import capture, clocks, freeze, plan, view
 from godwit.engine.freeze import FrozenTree
-from godwit.engine.plan import Plan
 from godwit.engine.view import TreeView
 from godwit.errors import (
     BusyError,
@@ -41,49 +39,10 @@ from godwit.migrate.entries import (
 from godwit.migrate.journal import Record
 from godwit.migrate.move import ROLE, Move
 from godwit.migrate.patience import Patience
-from godwit.migrate.report import Progress, Report, Stopwatch, silent
-from godwit.resources.base import Disposition, Finding
+from godwit.migrate.report import Progress, Report, Stopwatch
 from godwit.resources.outline import ClockEntry
 from godwit.types import Pid, Tid
 from godwit.wire.frames import FrameKind
-
-
-def inspect(pid: Pid, *, tcp_close: bool = False) -> Plan:
-    """List every holding of a process tree with its disposition. Nothing is stopped."""
-    plan.check_target(pid)
-    return view.settled(pid, view.Memory(closes_connections=tcp_close), plan.plan)[1]
-
-
-def inspect_for(pid: Pid, found: Plan, connect: Callable[[], Channel], *, tcp_close: bool = False) -> Plan:
-    """Ask a machine whether it would take the tree; return the plan with what it refuses added."""
-
-    def work(line: Line[VerdictEntry]) -> VerdictEntry:
-        move = Move(
-            pid,
-            "",
-            connect,
-            line,
-            None,
-            secrets.token_hex(16),
-            Stopwatch(),
-            view.of_mover(closes_connections=tcp_close),
-        )
-        with contextlib.closing(connect()) as channel:
-            channel.patience = Patience(move.check)
-            try:
-                _prepare(move, channel)
-            except RefusedError as error:
-                return VerdictEntry(refusals=error.refusals)
-            return VerdictEntry(refusals=())
-
-    verdict = apart.run(work, VerdictEntry, silent)
-    refused = tuple(
-        Finding(
-            disposition=Disposition.REFUSE, what=each.what, where=each.where, why=each.why, remedy=each.remedy
-        )
-        for each in verdict.refusals
-    )
-    return replace(found, findings=(*found.findings, *refused))
 
 
 def migrate(
@@ -184,7 +143,7 @@ def _converse(move: Move, channel: Channel) -> Report:
     plan.check_target(move.pid)
     plan.movable(move.pid, move.memory)
     faults.at(ROLE, "planned")
-    _prepare(move, channel)
+    prepare(move, channel)
     faults.at(ROLE, "prepared")
     codec.prime(ReadyEntry, RunningEntry)
     move.buffer = sending.page_buffer()
@@ -195,7 +154,7 @@ def _converse(move: Move, channel: Channel) -> Report:
         return _move_frozen(move, channel, frozen, tree)
 
 
-def _prepare(move: Move, channel: Channel) -> None:
+def prepare(move: Move, channel: Channel) -> None:
     """Tell the destination what comes, and wait until all that can be prepared is."""
     move.tell("plan")
     tree, machine = view.settled(move.pid, move.memory, capture.machine)
