@@ -23,6 +23,7 @@ LIBC = ctypes.CDLL(None, use_errno=True)
 NO_SUCH = 77  # exit status: this kernel has no such thing
 _PR_SET_NO_NEW_PRIVS, _PR_SET_SECCOMP = 38, 22
 _CLONE_FILES, _CLONE_NEWUTS = 0x400, 0x4000000
+_MAP_NORESERVE = 0x4000
 _MAP_HUGETLB = 0x40000
 _F_SETSIG = 10
 
@@ -74,7 +75,9 @@ def _aio() -> object:
 
 
 def _hugetlb() -> object:
-    return mmap.mmap(-1, 2 << 20, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_HUGETLB)
+    # Without a reservation, so that a machine without huge pages has the mapping all the same.
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_HUGETLB | _MAP_NORESERVE
+    return mmap.mmap(-1, 2 << 20, flags)
 
 
 def _unshared_thread() -> object:

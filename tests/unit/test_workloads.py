@@ -137,7 +137,9 @@ def flip_memory(running: Running) -> None:
                     continue
                 for match in re.finditer(re.escape(MARKER), content):
                     place = chunk + match.end()
-                    byte = os.pread(memory.fileno(), 1, place)
+                    byte = os.pread(memory.fileno(), 1, place) if place < high else b""
+                    if not byte:
+                        continue
                     found += os.pwrite(memory.fileno(), bytes([byte[0] ^ 0x40]), place)
     assert found > 0, "no marker in memory"
 

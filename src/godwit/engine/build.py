@@ -14,9 +14,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from godwit.engine import finish, space
+from godwit.engine import finish, latecomers, space
 from godwit.engine import stub as stubs
 from godwit.engine.family import Family, raise_family
+from godwit.engine.latecomers import LateSignal
 from godwit.engine.openpaths import OpenPaths
 from godwit.engine.stub import Stub, Transfer
 from godwit.errors import DestinationError, ImageError, NoProcessError
@@ -259,6 +260,15 @@ class Builder:
         for stub in self._held:
             finish.registers(stub, by_pid[stub.inner])
         self._held.clear()
+
+    def deliver(self, late: Sequence[LateSignal]) -> None:
+        """Queue signals that came to the tree after it was captured; those for nobody of it are dropped."""
+        assert self.family is not None
+        for each in late:
+            stub = self.family.stubs.get(each.pid)
+            task = stub.threads.get(each.tid) if stub is not None and each.tid else None
+            if stub is not None and len(each.info) == ptrace.SIGINFO_BYTES and (task or not each.tid):
+                latecomers.deliver(each, stub.pid, task.tid if task else None)
 
     def release(self) -> None:
         """Let everything run. There is no way back."""

@@ -228,7 +228,8 @@ def _process(
         process_layout, process_signals = break_(), actions()
         process_timers, process_user = clocks_(), user()
         threads: list[ThreadEntry] = []
-        for tid, task in frozen.tracees[pid].items():
+        for tid in process.tids:
+            task = frozen.tracees[pid][tid]
             own = workshop.batch(task)
             answer = thread.collect(task, inner[tid], own, workshop.memory, frozen.reposes[tid], sleep_clock)
             own.run()

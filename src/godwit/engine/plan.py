@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import select
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
+from godwit.engine import freeze
 from godwit.engine import view as views
 from godwit.engine.capture import identities
 from godwit.engine.family import session_refusal
+from godwit.engine.freeze import FrozenTree
 from godwit.engine.layout import removed_links
 from godwit.engine.obstacles import (
     leader_refusals,
@@ -166,6 +169,46 @@ def movable(pid: Pid, memory_: views.Memory) -> Plan:
         _, found = views.settled(pid, memory_, plan)
     found.obey()
     return found
+
+
+@contextlib.contextmanager
+def frozen(
+    pid: Pid, memory_: views.Memory, begin: Callable[[], None], check: Callable[[], None]
+) -> Iterator[tuple[FrozenTree, TreeView]]:
+    """Freeze a tree in a state that can be carried; thaw it at the end of the block.
+
+    What it opened since it was looked at may be in the way, and often is for a moment only: then it runs
+    on for a while, and is frozen again.
+
+    Args:
+        pid: The root.
+        memory_: Of earlier looks.
+        begin: Called right before each try.
+        check: Called between tries; what it raises ends them.
+
+    Raises:
+        RefusedError: Something was in the way at every try.
+        BusyError: It could not be stopped at the last.
+    """
+    for tries_left in reversed(range(LOOKS)):
+        begin()
+        try:
+            tree = freeze.freeze(pid)
+        except BusyError:
+            if not tries_left:
+                raise
+        else:
+            with contextlib.ExitStack() as thawing:
+                thawing.callback(tree.thaw)
+                view = views.look(pid, memory_)
+                found = plan_frozen(view)
+                if found.movable:
+                    yield tree, view
+                    return
+            if not tries_left:
+                found.obey()
+        check()
+        select.select([], [], [], PAUSE_S)
 
 
 def plan_frozen(tree: TreeView) -> Plan:

@@ -11,13 +11,14 @@ import os
 import time
 from typing import Final
 
+from godwit.engine import latecomers
 from godwit.engine.freeze import FrozenTree
 from godwit.engine.view import TreeView
 from godwit.errors import GodwitError, ImageError, MigrationError, Survivor
 from godwit.images import codec
 from godwit.migrate import faults, journal, settle
 from godwit.migrate.channel import Channel
-from godwit.migrate.entries import ErrorEntry, RunningEntry, error_from
+from godwit.migrate.entries import ErrorEntry, GoEntry, RunningEntry, error_from
 from godwit.migrate.journal import Carried, Member, Record, State
 from godwit.migrate.move import ROLE, Move
 from godwit.migrate.report import Report
@@ -64,6 +65,7 @@ def commit(
         GodwitError: As the destination raised it; the process runs on here.
     """
     move.tell("commit")
+    latecomers.check_alive(frozen)
     # The record first: it names whom to wake should we die while they are being parked. GO has surely
     # not been sent by then, and the destination will say so.
     journal.write(record)
@@ -75,7 +77,9 @@ def commit(
             channel.patience.commit(_ASK_AGAIN_S)
         _drop_locks(frozen, record)
         faults.at(ROLE, "unlocked")
-        channel.send(FrameKind.GO)
+        outer = {member.inner: Pid(member.pid) for member in record.members}
+        late = latecomers.collect(frozen, tree.processes, outer)
+        channel.send(FrameKind.GO, codec.encode(GoEntry(signals=late)))
         faults.at(ROLE, "gone")
         kind, payload = channel.expect(FrameKind.RUNNING, FrameKind.ABORT)
         if kind is FrameKind.ABORT:

@@ -31,6 +31,7 @@ from godwit.migrate.entries import (
     AnswerEntry,
     EndEntry,
     FilesEntry,
+    GoEntry,
     HeaderEntry,
     HelloEntry,
     QueryEntry,
@@ -133,7 +134,7 @@ def _build(channel: Channel, builder: Builder, header: HeaderEntry) -> None:
     )
     builder.prepare(shape)
     faults.at(ROLE, "prepared")
-    codec.prime(TreeEntry, FilesEntry, EndEntry, *(kind.entry for kind in registry.KINDS))
+    codec.prime(TreeEntry, FilesEntry, EndEntry, GoEntry, *(kind.entry for kind in registry.KINDS))
     channel.touch_buffer()
     channel.send(FrameKind.VERDICT, codec.encode(VerdictEntry(refusals=())))
     watch = Stopwatch()
@@ -196,7 +197,8 @@ def _record(header: HeaderEntry, builder: Builder, tree: TreeEntry) -> Record:
 def _commit(channel: Channel, builder: Builder, header: HeaderEntry) -> Received:
     """Wait for GO; run, or undo everything."""
     try:
-        kind, _ = channel.expect(FrameKind.GO, FrameKind.ABORT)
+        kind, payload = channel.expect(FrameKind.GO, FrameKind.ABORT)
+        late = codec.decode(payload, GoEntry).signals if kind is FrameKind.GO else ()
     except (Closed, OSError, ImageError) as error:
         if journal.decide(header.migration, State.ABORTED) is State.ABORTED:
             builder.destroy()
@@ -217,6 +219,7 @@ def _commit(channel: Channel, builder: Builder, header: HeaderEntry) -> Received
         builder.destroy()
         raise MigrationError("the source has given this move up", survivor=Survivor.SOURCE)
     root = builder.root_pid()
+    builder.deliver(late)
     builder.release()
     faults.at(ROLE, "released")
     watch.lap("resume")

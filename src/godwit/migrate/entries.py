@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from godwit.engine.latecomers import LateSignal
 from godwit.errors import (
     AccessError,
     BusyError,
@@ -94,6 +95,13 @@ class ReadyEntry:
 
     pid: int  # of the root, as the destination sees it
     steps: tuple[tuple[str, float], ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GoEntry:
+    """The decision, and what has reached the tree since it was captured."""
+
+    signals: tuple[LateSignal, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

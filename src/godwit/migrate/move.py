@@ -42,6 +42,10 @@ class Move:
         """Tell who asked for the move where it stands."""
         self.line.progress(ProgressEvent(stage=stage, done_bytes=done, total_bytes=total))
 
+    def begin_freeze(self) -> None:
+        """Note that the program stops now."""
+        self.frozen_at = time.monotonic()
+
     def check(self) -> None:
         """Raise if the user gave up or the time is over. Before the commit only."""
         self.line.give_up_if_cancelled()

@@ -10,14 +10,13 @@ import contextlib
 import os
 import secrets
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 from godwit import __version__
 from godwit.engine import capture, clocks, freeze, plan, view
 from godwit.engine.freeze import FrozenTree
 from godwit.engine.view import TreeView
 from godwit.errors import (
-    BusyError,
     GodwitError,
     InternalError,
     MigrationError,
@@ -150,7 +149,11 @@ def _converse(move: Move, channel: Channel) -> Report:
     move.check()
     move.watch.lap("prepare")
     move.tell("freeze")
-    with freeze.beside(Tid(move.pid)), _frozen(move) as (frozen, tree):
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(freeze.beside(Tid(move.pid)))
+        stopping = plan.frozen(move.pid, move.memory, move.begin_freeze, move.check)
+        frozen, tree = stack.enter_context(stopping)
+        faults.at(ROLE, "frozen")
         return _move_frozen(move, channel, frozen, tree)
 
 
@@ -211,34 +214,6 @@ def _expect(channel: Channel, *kinds: FrameKind) -> tuple[FrameKind, memoryview]
             raise MigrationError(f"the destination gave up: {error.message}", survivor=Survivor.SOURCE)
         raise error
     return kind, payload
-
-
-@contextlib.contextmanager
-def _frozen(move: Move) -> Iterator[tuple[FrozenTree, TreeView]]:
-    """Freeze the tree in a state that can be carried; thaw it at the end of the block.
-
-    What it opened since it was looked at may be in the way, and often is for a moment only.
-    """
-    for tries_left in reversed(range(plan.LOOKS)):
-        move.frozen_at = time.monotonic()
-        try:
-            frozen = freeze.freeze(move.pid)
-        except BusyError:
-            if not tries_left:
-                raise
-        else:
-            with contextlib.ExitStack() as thawing:
-                thawing.callback(frozen.thaw)
-                faults.at(ROLE, "frozen")
-                tree = view.look(move.pid, move.memory)
-                found = plan.plan_frozen(tree)
-                if found.movable:
-                    yield frozen, tree
-                    return
-            if not tries_left:
-                found.obey()
-        move.line.wait(plan.PAUSE_S)
-        move.check()
 
 
 def _move_frozen(move: Move, channel: Channel, frozen: FrozenTree, tree: TreeView) -> Report:

@@ -16,6 +16,7 @@ from godwit import __version__
 from godwit.engine import capture, clocks, freeze, plan, pod, view
 from godwit.engine.build import Builder
 from godwit.engine.freeze import FrozenTree
+from godwit.engine.view import TreeView
 from godwit.errors import (
     AccessError,
     BusyError,
@@ -118,25 +119,27 @@ def _checkpoint(
     line.give_up_if_cancelled()
     watch.lap("prepare")
     line.progress(ProgressEvent(stage="freeze"))
-    with freeze.beside(Tid(pid)):
+    frozen_at = 0.0
+
+    def begin() -> None:
+        nonlocal frozen_at
         frozen_at = time.monotonic()
-        frozen = freeze.freeze(pid)
-        try:
-            report = _write_frozen(pid, directory, line, frozen, memory, watch)
-            if not leave_running:
-                frozen.kill()
-        finally:
-            frozen.thaw()
+
+    with (
+        freeze.beside(Tid(pid)),
+        plan.frozen(pid, memory, begin, line.give_up_if_cancelled) as (frozen, tree),
+    ):
+        report = _write_frozen(pid, directory, line, frozen, tree, watch)
+        if not leave_running:
+            frozen.kill()
     freeze_ms = round((time.monotonic() - frozen_at) * 1000, 3)
     line.progress(ProgressEvent(stage="done"))
     return _finished(report, freeze_ms, watch)
 
 
 def _write_frozen(
-    pid: Pid, directory: Path, line: Line[Report], frozen: FrozenTree, memory: view.Memory, watch: Stopwatch
+    pid: Pid, directory: Path, line: Line[Report], frozen: FrozenTree, tree: TreeView, watch: Stopwatch
 ) -> Report:
-    tree = view.look(pid, memory)
-    plan.plan_frozen(tree).obey()
     machine = capture.machine(tree)
     header = sending.header_of(tree, machine, secrets.token_hex(16), __version__)
     shape, demand = capture.outline(tree)
