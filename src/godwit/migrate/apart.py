@@ -13,6 +13,7 @@ import select
 import signal
 import socket
 import struct
+import time
 from collections.abc import Callable
 from typing import Any, Final, Generic, NoReturn, TypeVar
 
@@ -23,6 +24,7 @@ from godwit.migrate.entries import ErrorEntry, error_entry, error_from
 from godwit.migrate.report import Progress, ProgressEvent
 
 Result = TypeVar("Result")
+_TELL_EVERY_S: Final = 0.05
 _LENGTH: Final = struct.Struct("<cI")
 _PROGRESS: Final = b"p"
 _RESULT: Final = b"r"
@@ -38,9 +40,18 @@ class Line(Generic[Result]):
 
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
+        self._stage = ""
+        self._told = 0.0
 
     def progress(self, event: ProgressEvent) -> None:
-        """Tell where the work stands. A parent that is gone is no error here."""
+        """Tell where the work stands. A parent that is gone is no error here.
+
+        Of a stage that goes on, no more is told than eyes can follow: the parent's waking takes a CPU.
+        """
+        now = time.monotonic()
+        if event.stage == self._stage and now - self._told < _TELL_EVERY_S:
+            return
+        self._stage, self._told = event.stage, now
         self._send(_PROGRESS, msgspec.json.encode(event))
 
     def cancelled(self) -> bool:
