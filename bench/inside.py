@@ -5,6 +5,7 @@ Each word answers with one line of JSON; those that serve say `ready PORT` first
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 import ssl
@@ -19,6 +20,8 @@ from bench.numbers import MIB
 from godwit import api
 from godwit.lab.plan import NODE_RUN
 from godwit.migrate import transport
+from godwit.migrate.channel import SocketPipe
+from godwit.migrate.tlspipe import TlsPipe
 
 CERTS = Path(NODE_RUN, "certs")
 _STEP_BYTES = MIB
@@ -34,32 +37,30 @@ def sink(security: str, length_bytes: str) -> None:
     with socket.create_server(("", 0)) as server:
         print(f"ready {server.getsockname()[1]}", flush=True)
         connection, _ = server.accept()
-    if security == "tls":
-        connection = transport.server_tls(connection, CERTS)
+    pipe = transport.server_tls(connection, CERTS) if security == "tls" else SocketPipe(connection)
     buffer = _touched()
-    with connection:
-        connection.sendall(b"b")
+    with contextlib.closing(pipe):
+        pipe.write(b"b")
         left = int(length_bytes)
         while left:
-            left -= connection.recv_into(buffer[: min(left, len(buffer))]) or sys.exit(
-                "the stream ended early"
-            )
-        connection.sendall(b"e")
+            left -= pipe.fill(buffer[: min(left, len(buffer))]) or sys.exit("the stream ended early")
+        pipe.write(b"e")
 
 
 def send(security: str, host: str, port: str, length_bytes: str) -> None:
     """Send so much from one touched buffer; print how long it took until it was acknowledged."""
     connection = socket.create_connection((host, int(port)))
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    if security == "tls":
-        connection = _client_context().wrap_socket(connection)
-    buffer = _touched()
-    with connection:
-        connection.recv(1)
+    pipe = (
+        TlsPipe(connection, _client_context(), server=False) if security == "tls" else SocketPipe(connection)
+    )
+    buffer, word = _touched(), memoryview(bytearray(1))
+    with contextlib.closing(pipe):
+        pipe.fill(word)
         started_ns = time.monotonic_ns()
         for _ in range(int(length_bytes) // len(buffer)):
-            connection.sendall(buffer)
-        connection.recv(1)
+            pipe.write(buffer)
+        pipe.fill(word)
         print(json.dumps({"ms": (time.monotonic_ns() - started_ns) / 1e6}))
 
 

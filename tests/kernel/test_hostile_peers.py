@@ -17,7 +17,7 @@ from godwit import api
 from godwit.errors import GodwitError, ImageError, MigrationError, Refusal, RefusedError, Survivor
 from godwit.images import codec
 from godwit.migrate import entries, transport
-from godwit.migrate.channel import Channel, Closed, SocketPipe
+from godwit.migrate.channel import Channel, Closed
 from godwit.migrate.store import STREAM_NAME
 from godwit.wire import frames
 from godwit.wire.frames import FrameKind
@@ -73,7 +73,7 @@ def false_destination(machine: Machine, *scripts: Script) -> Iterator[str]:
             except OSError:
                 return
             with contextlib.suppress(OSError, GodwitError):
-                channel = Channel(SocketPipe(transport.server_tls(connection, machine.directory / "certs")))
+                channel = Channel(transport.server_tls(connection, machine.directory / "certs"))
                 with contextlib.closing(channel), contextlib.suppress(OSError, GodwitError):
                     script(channel)
         server.close()

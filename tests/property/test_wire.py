@@ -35,7 +35,7 @@ class Tape:
     def write(self, data: bytes | bytearray | memoryview) -> None:
         self.content += data
 
-    def read_into(self, buffer: memoryview) -> int:
+    def fill(self, buffer: memoryview) -> int:
         self.largest_asked = max(self.largest_asked, len(buffer))
         data = self.content[self._at : self._at + min(self._piece, len(buffer))]
         buffer[: len(data)] = data

@@ -34,6 +34,8 @@ HEIGHT = {name: height for height, line in enumerate(LAYERS) for name in line}
 DOORS = frozenset({"__init__", "__main__"})
 # The command line must be there in 150 ms, so these wait until somebody needs them.
 HEAVY = frozenset({"asyncio", "cryptography", "rich", "ssl"})
+# Imported lazily as a whole: there is nothing in it for who does not need the library.
+LAZY_MODULES = frozenset({"migrate.tlspipe"})
 LIGHT_LAYERS = frozenset({"api", "cli", "migrate"})
 
 MAX_FUNCTION_LINES = 60
@@ -130,13 +132,17 @@ def import_faults(module: Module) -> list[str]:
     return faults
 
 
+def _is_heavy(name: str) -> bool:
+    return name.partition(".")[0] in HEAVY or name.removeprefix("godwit.") in LAZY_MODULES
+
+
 def heavy_imports(module: Module) -> list[str]:
-    if module.layer not in DOORS | LIGHT_LAYERS:
+    if module.layer not in DOORS | LIGHT_LAYERS or module.name in LAZY_MODULES:
         return []
     return [
         f"{module.name}:{imported.line}: imports {imported.module} at start-up"
         for imported in imports(module)
-        if imported.at_import_time and imported.module.partition(".")[0] in HEAVY
+        if imported.at_import_time and _is_heavy(imported.module)
     ]
 
 
@@ -260,6 +266,8 @@ def test_a_heavy_import_is_found_at_the_top_and_allowed_inside() -> None:
     assert heavy_imports(parse("cli.main", "def f():\n    from rich.table import Table")) == []
     assert heavy_imports(parse("cli.main", "if TYPE_CHECKING:\n    import ssl")) == []
     assert heavy_imports(parse("lab.certificates", "import ssl")) == []
+    assert heavy_imports(parse("migrate.tlspipe", "import ssl")) == []
+    assert len(heavy_imports(parse("migrate.source", "from godwit.migrate.tlspipe import TlsPipe"))) == 1
 
 
 def test_a_missing_docstring_is_found() -> None:

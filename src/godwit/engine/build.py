@@ -22,7 +22,7 @@ from godwit.engine.openpaths import OpenPaths
 from godwit.engine.stub import Stub, Transfer
 from godwit.errors import DestinationError, ImageError, NoProcessError
 from godwit.linux import clone, mem, ptrace
-from godwit.procfs import maps
+from godwit.procfs import maps, status
 from godwit.resources import fdtable, memory, objects, signals
 from godwit.resources.base import FileKind
 from godwit.resources.objects import ObjectEntry
@@ -192,8 +192,10 @@ class Builder:
                 finish.process(stub, process, paths.open)
             space.finish_vmas(stub, process.memory.vmas)
             # The leader last: a change of user in any thread clears what it restores for the process.
+            # Its threads are all as its maker was.
+            current = status.read(stub.pid)
             for thread in reversed(process.threads):
-                finish.thread(stub, process, thread, self.clock_shift_ns)
+                finish.thread(stub, process, thread, current, self.clock_shift_ns)
             finish.notes(stub, process)
             if process.identity.pid in lockers:
                 self._held.append(stub)

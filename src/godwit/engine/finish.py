@@ -14,7 +14,8 @@ from godwit.engine.stub import Stub
 from godwit.errors import DestinationError, ImageError
 from godwit.linux import mman, ptrace
 from godwit.linux.arch import UserRegs
-from godwit.procfs import stat, status
+from godwit.procfs import stat
+from godwit.procfs.status import TaskStatus
 from godwit.resources import (
     attributes,
     credentials,
@@ -160,7 +161,9 @@ def prolonged(entry: ProcessEntry, jump_ns: int) -> ProcessEntry:
     return replace(entry, threads=threads)
 
 
-def thread(stub: Stub, entry: ProcessEntry, own: ThreadEntry, clock_shift_ns: int) -> None:
+def thread(
+    stub: Stub, entry: ProcessEntry, own: ThreadEntry, current: TaskStatus, clock_shift_ns: int
+) -> None:
     """Restore what a thread must do for itself; the leader also does what is left of the process."""
     task = stub.threads.get(own.tid)
     if task is None:
@@ -170,7 +173,6 @@ def thread(stub: Stub, entry: ProcessEntry, own: ThreadEntry, clock_shift_ns: in
     batch = stub.batch(task)
     thread_resource.restore_self(own, batch)
     attributes.restore_thread(entry.attributes, batch)
-    current = status.read(stub.pid, task.tid)
     credentials.restore(entry.credentials, batch, current=current, first=leader)
     thread_resource.restore_parent_death_signal(own, batch)
     batch.run()

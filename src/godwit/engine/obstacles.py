@@ -51,8 +51,7 @@ def state_refusals(process: ProcessView, tree: TreeView, where: str) -> Iterator
         elif kind == "user" and theirs != ours:
             yield refuse("user namespace", where, "it is not ours", "run godwit inside of that namespace")
     yield from memory_sharing(process, tree, where)
-    for tid in process.tids[1:]:
-        yield from thread_refusals(process, tid, where)
+    yield from thread_refusals(process, where)
 
 
 def _is_32_bit(pid: Pid) -> bool:
@@ -99,22 +98,28 @@ def memory_sharing(process: ProcessView, tree: TreeView, where: str) -> Iterator
             )
 
 
-def thread_refusals(process: ProcessView, tid: Tid, where: str) -> Iterator[Finding]:
-    """Refuse a thread that differs from its leader in what all threads must have in common."""
-    for part, name in ((kcmp.KCMP_FILES, "descriptor table"), (kcmp.KCMP_FS, "working directory")):
+def thread_refusals(process: ProcessView, where: str) -> Iterator[Finding]:
+    """Refuse threads that differ from their leader in what all threads must have in common."""
+    if len(process.tids) == 1:
+        return
+    try:
+        leaders = status.read_standing(process.pid, Tid(process.pid))
+    except ProcessLookupError:
+        return
+    for tid in process.tids[1:]:
         try:
-            same = kcmp.same_part(process.pid, Pid(tid), part)
+            yield from _differences(process.pid, tid, leaders, where)
         except ProcessLookupError:
-            return
-        if not same:
+            continue  # It has ended meanwhile.
+
+
+def _differences(pid: Pid, tid: Tid, leaders: tuple[bytes, ...], where: str) -> Iterator[Finding]:
+    for part, name in ((kcmp.KCMP_FILES, "descriptor table"), (kcmp.KCMP_FS, "working directory")):
+        if not kcmp.same_part(pid, Pid(tid), part):
             yield refuse(
                 f"thread {tid} with a {name} of its own", where, "unshare(2) in threads is not carried yet"
             )
-    try:
-        own = status.read_standing(process.pid, tid)
-    except ProcessLookupError:
-        return
-    if own != status.read_standing(process.pid, Tid(process.pid)):
+    if status.read_standing(pid, tid) != leaders:
         yield refuse(
             f"thread {tid} with a user, capabilities or seccomp filter of its own",
             where,

@@ -219,7 +219,7 @@ def plan_frozen(tree: TreeView) -> Plan:
         if process.zombie:
             continue
         findings += [*leader_refusals(process, where), *memory_sharing(process, tree, where)]
-        findings += [finding for tid in process.tids[1:] for finding in thread_refusals(process, tid, where)]
+        findings += thread_refusals(process, where)
         for mapping in process.mappings:
             refusal = memory.refusal(mapping, process.pid)
             if refusal is not None:

@@ -28,8 +28,8 @@ class Pipe(Protocol):
         """Write all of it."""
         ...
 
-    def read_into(self, buffer: memoryview) -> int:
-        """Read some; 0 at the end."""
+    def fill(self, buffer: memoryview) -> int:
+        """Read until the buffer is full or the stream ends; return how much came."""
         ...
 
     def close(self) -> None:
@@ -42,14 +42,25 @@ class SocketPipe:
 
     def __init__(self, connection: socket.socket) -> None:
         self._socket = connection
+        # TLS gives a record of 16 KiB at a time: nothing but its own read may stand in the loop.
+        self._read_some: Callable[[int, memoryview], int] = getattr(connection, "read", self._receive)
+
+    def _receive(self, length: int, buffer: memoryview) -> int:
+        return self._socket.recv_into(buffer, length)
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         """Write all of it."""
         self._socket.sendall(data)
 
-    def read_into(self, buffer: memoryview) -> int:
-        """Read some; 0 at the end."""
-        return self._socket.recv_into(buffer)
+    def fill(self, buffer: memoryview) -> int:
+        """Read until the buffer is full or the stream ends; return how much came."""
+        read_some, wanted, done = self._read_some, len(buffer), 0
+        while done < wanted:
+            count = read_some(wanted - done, buffer[done:])
+            if count == 0:
+                break
+            done += count
+        return done
 
     def close(self) -> None:
         """End the stream."""
@@ -70,9 +81,15 @@ class FdPipe:
         while view:
             view = view[os.write(self._write_fd, view) :]
 
-    def read_into(self, buffer: memoryview) -> int:
-        """Read some; 0 at the end."""
-        return os.readv(self._read_fd, [buffer])
+    def fill(self, buffer: memoryview) -> int:
+        """Read until the buffer is full or the stream ends; return how much came."""
+        done = 0
+        while done < len(buffer):
+            count = os.readv(self._read_fd, [buffer[done:]])
+            if count == 0:
+                break
+            done += count
+        return done
 
     def close(self) -> None:
         """End the stream."""
@@ -149,10 +166,10 @@ class Channel:
         while done < length:
             if done == len(self._buffer):
                 self._buffer = self._buffer + bytes(min(length - done, max(_STEP_BYTES, done)))
-            count = self._fill(memoryview(self._buffer)[done : min(length, len(self._buffer))])
-            if count == 0:
+            room = memoryview(self._buffer)[done : min(length, len(self._buffer))]
+            done += self._fill(room)
+            if done < length and done < len(self._buffer):
                 raise Closed("the stream ended" if done == 0 else "the stream ended within a frame")
-            done += count
         self.bytes_received += length
         return memoryview(self._buffer)[:length]
 
@@ -162,7 +179,7 @@ class Channel:
     def _fill(self, room: memoryview) -> int:
         try:
             with self._watched():
-                return self._pipe.read_into(room)
+                return self._pipe.fill(room)
         except (ConnectionError, TimeoutError, ssl_error()) as error:
             raise Closed(str(error)) from error
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from godwit.errors import AccessError, GodwitError, RequestError
 from godwit.log import log
 from godwit.migrate import destination, transport
-from godwit.migrate.channel import Channel, FdPipe, SocketPipe
+from godwit.migrate.channel import Channel, FdPipe
 
 
 def serve_stdio() -> None:
@@ -34,7 +34,7 @@ def serve_stdio() -> None:
 def serve_connection(connection: socket.socket, certs: Path) -> None:
     """Receive one move on a fresh connection. Failures were told to the source; here they are logged."""
     try:
-        channel = Channel(SocketPipe(transport.server_tls(connection, certs)))
+        channel = Channel(transport.server_tls(connection, certs))
         with contextlib.closing(channel):
             destination.serve(channel)
     except (GodwitError, OSError) as error:

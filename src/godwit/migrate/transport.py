@@ -13,13 +13,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from godwit.errors import AccessError, DestinationError, RequestError
-from godwit.migrate.channel import Channel, FdPipe, SocketPipe
+from godwit.migrate.channel import Channel, FdPipe
 
 if TYPE_CHECKING:
     import ssl
 
+    from godwit.migrate.tlspipe import TlsPipe
+
 _CONNECT_TIMEOUT_S: Final = 10.0
 _HANDSHAKE_TIMEOUT_S: Final = 20.0
+_SO_SNDBUFFORCE: Final = 32
+_SO_RCVBUFFORCE: Final = 33
+_BUFFER_BYTES: Final = 4 << 20
 DEFAULT_PORT: Final = 7487
 _RECEIVE: Final = "godwit receive --stdio"
 
@@ -59,7 +64,7 @@ def connect(host: str, node: Node | None) -> Channel:
         AccessError: It does not prove itself, or does not believe us.
     """
     if node is not None:
-        return Channel(SocketPipe(_client_tls(node.connect(), node.certs)))
+        return Channel(_client_tls(node.connect(), node.certs))
     if host.startswith("tls://"):
         return _connect_tls(host)
     if "@" in host:
@@ -83,7 +88,7 @@ def _connect_tls(url: str) -> Channel:
             remedy="start `godwit receive --listen` there",
         ) from error
     plain.settimeout(None)
-    return Channel(SocketPipe(_client_tls(plain, certs)))
+    return Channel(_client_tls(plain, certs))
 
 
 def _context(certs: Path, *, server: bool) -> ssl.SSLContext:
@@ -115,26 +120,30 @@ def _watch_over(connection: socket.socket) -> None:
     ):
         connection.setsockopt(socket.IPPROTO_TCP, option, value)
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    # A move is over before the kernel has found out how large the buffers should be.
+    for option in (_SO_SNDBUFFORCE, _SO_RCVBUFFORCE):
+        with contextlib.suppress(PermissionError):
+            connection.setsockopt(socket.SOL_SOCKET, option, _BUFFER_BYTES)
 
 
-def _client_tls(plain: socket.socket, certs: Path) -> socket.socket:
+def _client_tls(plain: socket.socket, certs: Path) -> TlsPipe:
     return _wrap(plain, certs, server=False)
 
 
-def server_tls(plain: socket.socket, certs: Path) -> socket.socket:
+def server_tls(plain: socket.socket, certs: Path) -> TlsPipe:
     """Prove ourselves to who connected, and have them prove themselves. Raises AccessError."""
     return _wrap(plain, certs, server=True)
 
 
-def _wrap(plain: socket.socket, certs: Path, *, server: bool) -> socket.socket:
+def _wrap(plain: socket.socket, certs: Path, *, server: bool) -> TlsPipe:
     import ssl
+
+    from godwit.migrate.tlspipe import TlsPipe
 
     _watch_over(plain)
     plain.settimeout(_HANDSHAKE_TIMEOUT_S)
     try:
-        wrapped = _context(certs, server=server).wrap_socket(plain, server_side=server)
-        wrapped.settimeout(None)
-        return wrapped
+        return TlsPipe(plain, _context(certs, server=server), server=server)
     except (ssl.SSLError, ConnectionError, TimeoutError) as error:
         plain.close()
         reason = getattr(error, "reason", None) or error

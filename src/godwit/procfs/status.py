@@ -188,3 +188,14 @@ def read_standing(pid: Pid, tid: Tid, *, proc: str = source.PROC) -> tuple[bytes
     Raises ProcessLookupError if it is gone.
     """
     return tuple(_STANDING.findall(source.read_bytes(pid, "status", tid=tid, proc=proc)))
+
+
+_CAUGHT_OR_WAITING = re.compile(rb"^(?:SigPnd|ShdPnd|SigCgt):\t([0-9a-f]+)$", re.MULTILINE)
+
+
+def read_signals(pid: Pid, tid: Tid, *, proc: str = source.PROC) -> int:
+    """Return the set of signals that a thread catches or that wait for it. Raises as `read` does."""
+    found = 0
+    for digits in _CAUGHT_OR_WAITING.findall(source.read_bytes(pid, "status", tid=tid, proc=proc)):
+        found |= int(digits, 16)
+    return found

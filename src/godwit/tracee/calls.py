@@ -166,8 +166,7 @@ def map_workshop(task: Tracee, address: int = 0, *, frames: bool = False, gadget
 
 def _trap_signal(task: Tracee) -> int:
     """Choose a signal that the program neither catches nor has waiting for this thread."""
-    own = status.read(task.pid, task.tid)
-    return free_trap_signal(own.sig_cgt | own.sig_pnd | own.shd_pnd)
+    return free_trap_signal(status.read_signals(task.pid, task.tid))
 
 
 def free_trap_signal(taken: int) -> int:
