@@ -267,7 +267,7 @@ def test_a_heavy_import_is_found_at_the_top_and_allowed_inside() -> None:
     assert heavy_imports(parse("cli.main", "if TYPE_CHECKING:\n    import ssl")) == []
     assert heavy_imports(parse("lab.certificates", "import ssl")) == []
     assert heavy_imports(parse("migrate.tlspipe", "import ssl")) == []
-    assert len(heavy_imports(parse("migrate.source", "from godwit.migrate.tlspipe import TlsPipe"))) == 1
+    assert len(heavy_imports(parse("migrate.source", "import godwit.migrate.tlspipe"))) == 1
 
 
 def test_a_missing_docstring_is_found() -> None:

@@ -166,36 +166,40 @@ class Builder:
 
     # --- the rest -----------------------------------------------------------------------------
 
-    def open_files(self, tree: TreeEntry, files: Sequence[tuple[FileKind, Any]]) -> None:
-        """Make every open file and give every process its descriptors. Needs no pages yet."""
+    def equip(self, tree: TreeEntry, files: Sequence[tuple[FileKind, Any]]) -> None:
+        """Give every process and thread what needs no pages: done while the pages are on their way."""
+        assert self.family is not None
+        self.tree = tree
         self._restore_files(tree, files)
         for process in tree.processes:
             self._install_descriptors(process)
-
-    def complete(self, tree: TreeEntry, files: Sequence[tuple[FileKind, Any]]) -> None:
-        """Give every process everything else. Afterwards all are one call away from running."""
-        assert self.family is not None
-        self.tree = tree
         context = finish.Attachment(self.family, tree)
         for kind, body in files:
             if kind.attach is not None:
                 kind.attach(body, context)
         context.set_owners()
-        lockers = {lock.holder for lock in tree.locks}
-        for kept, made in self.objects.values():
-            objects.seal(kept, made.number)
-        for entry in tree.processes:
-            process = finish.prolonged(entry, self.clock_jump_ns)
+        for process in tree.processes:
             stub = self.family.stubs[process.identity.pid]
             stub.workshop.trap_signal = calls.free_trap_signal(_waiting_signals(process))
             with OpenPaths(outline_of(tree)) as paths:
                 finish.process(stub, process, paths.open)
-            space.finish_vmas(stub, process.memory.vmas)
-            # The leader last: a change of user in any thread clears what it restores for the process.
             # Its threads are all as its maker was.
             current = status.read(stub.pid)
+            # The leader last: a change of user in any thread clears what it restores for the process.
             for thread in reversed(process.threads):
-                finish.thread(stub, process, thread, current, self.clock_shift_ns)
+                finish.thread(stub, process, thread, current)
+
+    def complete(self) -> None:
+        """Give every process the rest, now that its pages are there. All are then one call from running."""
+        assert self.family is not None and self.tree is not None
+        lockers = {lock.holder for lock in self.tree.locks}
+        for kept, made in self.objects.values():
+            objects.seal(kept, made.number)
+        for entry in self.tree.processes:
+            process = finish.prolonged(entry, self.clock_jump_ns)
+            stub = self.family.stubs[process.identity.pid]
+            space.finish_vmas(stub, process.memory.vmas)
+            finish.sleeps(stub, process, self.clock_shift_ns)
             finish.notes(stub, process)
             if process.identity.pid in lockers:
                 self._held.append(stub)

@@ -161,10 +161,11 @@ def prolonged(entry: ProcessEntry, jump_ns: int) -> ProcessEntry:
     return replace(entry, threads=threads)
 
 
-def thread(
-    stub: Stub, entry: ProcessEntry, own: ThreadEntry, current: TaskStatus, clock_shift_ns: int
-) -> None:
-    """Restore what a thread must do for itself; the leader also does what is left of the process."""
+def thread(stub: Stub, entry: ProcessEntry, own: ThreadEntry, current: TaskStatus) -> None:
+    """Restore what a thread must do for itself; the leader also does what is left of the process.
+
+    `current` is how the threads stand so far: only what differs is changed.
+    """
     task = stub.threads.get(own.tid)
     if task is None:
         raise ImageError(f"thread {own.tid} of pid {stub.inner} is not in its list of threads")
@@ -187,8 +188,13 @@ def thread(
         batch = stub.batch(task)
         signals.queue_for_thread(own.pending, batch, stub.inner, own.tid)
         batch.run()
-    if own.sleep is not None:
-        _sleep_again(stub, task, own, clock_shift_ns)
+
+
+def sleeps(stub: Stub, entry: ProcessEntry, clock_shift_ns: int) -> None:
+    """Begin every interrupted sleep again. The pages must be there: a futex is looked at."""
+    for own in entry.threads:
+        if own.sleep is not None:
+            _sleep_again(stub, stub.threads[own.tid], own, clock_shift_ns)
 
 
 def _flush_signals(stub: Stub, task: Tracee) -> None:

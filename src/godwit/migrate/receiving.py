@@ -83,7 +83,7 @@ def receive_tree(channel: Channel, builder: Builder, header: HeaderEntry, watch:
     _, payload = channel.expect(FrameKind.FILES)
     files = read_files(payload)
     builder.prepare(outline_of(tree))
-    builder.open_files(tree, files)
+    builder.equip(tree, files)
     watch.lap("entries")
     pages, count = 0, 0
     while True:
@@ -101,6 +101,6 @@ def receive_tree(channel: Channel, builder: Builder, header: HeaderEntry, watch:
     if (end.pages, end.frames) != (pages, count):
         raise ImageError(f"the image announces {end.pages} pages and holds {pages}")
     watch.lap("pages")
-    builder.complete(tree, files)
+    builder.complete()
     watch.lap("complete")
     return tree

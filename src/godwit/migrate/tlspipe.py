@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import socket
 import ssl
+from collections.abc import Callable
 from typing import Final
 
 _STEP_BYTES: Final = 1 << 18
@@ -66,7 +67,8 @@ class TlsPipe:
 
     def fill(self, buffer: memoryview) -> int:
         """Read until the buffer is full or the stream ends; return how much came."""
-        read, wanted, done = self._tls.read, len(buffer), 0
+        read: Callable[[int, memoryview], int] = self._tls.read  # type: ignore[assignment]  # with a buffer: int
+        wanted, done = len(buffer), 0
         while done < wanted:
             try:
                 count = read(wanted - done, buffer[done:])

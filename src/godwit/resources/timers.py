@@ -112,4 +112,14 @@ def restore(entry: TimersEntry, batch: Batch) -> None:
     if entry.posix:
         batch.add("prctl", PR_TIMER_CREATE_RESTORE_IDS, 0, 0, 0, 0)
     for interval in entry.intervals:
-        batch.add("setitimer", interval.which, interval.value, 0)
+        batch.add("setitimer", interval.which, _running(interval.value), 0)
+
+
+def _running(value: bytes) -> bytes:
+    """Return the setting that makes a timer go on.
+
+    One that has run out and whose signal still waits shows nothing left: the kernel winds it up when
+    the signal is taken. Set so, it would stand still; it gets a whole interval instead.
+    """
+    interval, left = value[: len(value) // 2], value[len(value) // 2 :]
+    return interval + interval if not any(left) else value
