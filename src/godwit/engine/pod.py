@@ -47,8 +47,10 @@ def complete_init(builder: Builder) -> None:
     """
     assert builder.family is not None
     init = builder.family.founder
-    init.call("close", init.transfer_fd)
-    init.call("prctl", _PR_SET_NAME, b"godwit-pod\0", 0, 0, 0)
-    init.call("mount", b"proc\0", b"/proc\0", b"proc\0", _PROC_FLAGS, 0)
+    batch = init.batch()
+    batch.add("close", init.transfer_fd)
+    batch.add("prctl", _PR_SET_NAME, b"godwit-pod\0", 0, 0, 0)
+    batch.add("mount", b"proc\0", b"/proc\0", b"proc\0", _PROC_FLAGS, 0)
+    batch.run()
     init.workshop.unmap(init.task)
     init.task.restore()
