@@ -191,7 +191,8 @@ class Builder:
 
     def complete(self) -> None:
         """Give every process the rest, now that its pages are there. All are then one call from running."""
-        assert self.family is not None and self.tree is not None
+        assert self.family is not None
+        assert self.tree is not None
         lockers = {lock.holder for lock in self.tree.locks}
         for kept, made in self.objects.values():
             objects.seal(kept, made.number)

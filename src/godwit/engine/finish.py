@@ -235,7 +235,7 @@ def _fell_asleep(stub: Stub, task: Tracee, call: str) -> bool:
     while time.monotonic() < deadline:
         if ptrace.poll_stop(task.tid) is not None:
             return False
-        if stat.read(stub.pid, task.tid).state == "S":
+        if stat.read_place(stub.pid, task.tid)[0] == "S":
             ptrace.interrupt(task.tid)
             # The sleep may end by itself before the interrupt comes: then the trap is first.
             if ptrace.wait_stop(task.tid).event != ptrace.PTRACE_EVENT_STOP:

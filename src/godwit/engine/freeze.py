@@ -158,15 +158,14 @@ def _wait_for(task: Tracee, deadline: float) -> None:
 
 def _seize_and_interrupt(tree: FrozenTree, pid: Pid, tid: Tid) -> Tracee | None:
     try:
-        tree.reposes[tid] = observe(pid, tid)
-        stopped = stat.read(pid, tid).state == "T"
+        tree.reposes[tid] = repose = observe(pid, tid)
         task = Tracee.seize(pid, tid)
     except (NoProcessError, ProcessLookupError):
         return None
     # A task that job control stopped reports that by itself; an interrupt on top would later come
     # back as a stop before the first injected instruction.
-    task.seen_stopped = stopped
-    if not stopped:
+    task.seen_stopped = repose.stopped
+    if not repose.stopped:
         with contextlib.suppress(ProcessLookupError):
             ptrace.interrupt(tid)
     return task

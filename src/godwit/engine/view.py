@@ -7,6 +7,7 @@ find out (content of files, who else holds a pipe, smaps) is remembered in betwe
 from __future__ import annotations
 
 import errno
+import functools
 import os
 import stat as stat_module
 from collections import defaultdict
@@ -124,7 +125,7 @@ class TreeView:
         """All processes of the tree, in the caller's pid namespace."""
         return self._pids
 
-    @property
+    @functools.cached_property
     def inner(self) -> dict[int, int]:
         """Our id of each process and thread of the tree to the tree's own."""
         known: dict[int, int] = {}
@@ -134,7 +135,7 @@ class TreeView:
                 known.update((tid, tid) for tid in process.tids)
             else:
                 for tid in process.tids[1:]:
-                    known[tid] = status.read(process.pid, tid).nspid[-1]
+                    known[tid] = status.read_inner(process.pid, tid)
         return known
 
     @property

@@ -118,3 +118,15 @@ def parse(text: str) -> TaskStat:
 def read(pid: Pid, tid: Tid | None = None, *, proc: str = source.PROC) -> TaskStat:
     """Read stat of a process, or of one thread. Raises ProcessLookupError if it is gone."""
     return parse(source.read_text(pid, "stat", tid=tid, proc=proc))
+
+
+def read_place(pid: Pid, tid: Tid, *, proc: str = source.PROC) -> tuple[str, int]:
+    """Return the state of a thread and the CPU it last ran on, without reading the rest.
+
+    Raises ProcessLookupError if it is gone, ValueError as `parse` does.
+    """
+    text = source.read_text(pid, "stat", tid=tid, proc=proc)
+    words = text.rpartition(") ")[2].split()
+    if len(words) <= _LAST - _FIRST_AFTER_COMM:
+        raise source.malformed("stat", f"{len(words)} fields after the name", text)
+    return words[0], source.number("stat", "processor", words[_FIELDS["processor"] - _FIRST_AFTER_COMM])

@@ -199,3 +199,12 @@ def read_signals(pid: Pid, tid: Tid, *, proc: str = source.PROC) -> int:
     for digits in _CAUGHT_OR_WAITING.findall(source.read_bytes(pid, "status", tid=tid, proc=proc)):
         found |= int(digits, 16)
     return found
+
+
+_NSPID = re.compile(rb"^NSpid:(?:\t\d+)*\t(\d+)$", re.MULTILINE)
+
+
+def read_inner(pid: Pid, tid: Tid, *, proc: str = source.PROC) -> int:
+    """Return a thread's id in its own pid namespace. Raises ProcessLookupError if it is gone."""
+    found = _NSPID.search(source.read_bytes(pid, "status", tid=tid, proc=proc))
+    return int(found[1]) if found else int(tid)

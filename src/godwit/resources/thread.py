@@ -71,17 +71,20 @@ class ThreadEntry:
 class Repose:
     """What the kernel told about a sleeping thread just before it was stopped."""
 
+    stopped: bool  # by job control
+    cpu: int
     wait_channel: str
     ran_ns: int | None  # when it last ran, on the scheduler's clock of `cpu`
-    cpu: int
 
 
 def observe(pid: Pid, tid: Tid) -> Repose:
     """Look at a thread that is about to be stopped: the stop itself wipes this out."""
+    state, cpu = stat.read_place(pid, tid)
     return Repose(
+        stopped=state == "T",
+        cpu=cpu,
         wait_channel=proc_sched.wchan(pid, tid),
         ran_ns=proc_sched.exec_start_ns(pid, tid),
-        cpu=stat.read(pid, tid).processor,
     )
 
 
