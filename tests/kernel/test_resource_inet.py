@@ -132,7 +132,7 @@ def test_connections_that_wait_to_be_accepted_are_refused_for_the_moment() -> No
     with held(fd) as child, socket.create_connection(address):
         with pytest.raises(UnsupportedStateError, match="1 connections wait to be accepted"):
             inet.collect(child.files, child)
-        assert inet.inspect(child.files[0], child).disposition is Disposition.MOVE
+        assert inet.inspect(child.files[0], child).disposition is Disposition.REFUSE
 
 
 def test_datagrams_that_wait_and_a_udp_peer_are_refused() -> None:

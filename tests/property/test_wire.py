@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import socket
 import struct
+from typing import cast
 
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from godwit.errors import ImageError
-from godwit.migrate.channel import Channel, Closed
+from godwit.migrate.channel import Channel, Closed, SocketPipe
 from godwit.types import PAGE_SIZE
 from godwit.wire import frames
 from godwit.wire.frames import FrameKind
@@ -37,7 +39,11 @@ class Tape:
 
     def fill(self, buffer: memoryview) -> int:
         self.largest_asked = max(self.largest_asked, len(buffer))
-        data = self.content[self._at : self._at + min(self._piece, len(buffer))]
+        return SocketPipe(cast("socket.socket", self)).fill(buffer)
+
+    def recv_into(self, buffer: memoryview, length: int) -> int:
+        """Give the next piece, as a socket does."""
+        data = self.content[self._at : self._at + min(self._piece, length)]
         buffer[: len(data)] = data
         self._at += len(data)
         return len(data)

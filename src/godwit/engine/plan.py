@@ -160,6 +160,13 @@ def movable(pid: Pid, memory_: views.Memory) -> Plan:
     Raises:
         RefusedError: Something stood in the way at every look.
     """
+    found = looked_at(pid, memory_)
+    found.obey()
+    return found
+
+
+def looked_at(pid: Pid, memory_: views.Memory) -> Plan:
+    """Plan a move of a running tree as `movable` does; what still stands in the way is in the plan."""
     _, found = views.settled(pid, memory_, plan)
     for _ in range(LOOKS - 1):
         if found.movable:
@@ -167,7 +174,6 @@ def movable(pid: Pid, memory_: views.Memory) -> Plan:
         select.select([], [], [], PAUSE_S)
         memory_.outside = None
         _, found = views.settled(pid, memory_, plan)
-    found.obey()
     return found
 
 

@@ -67,10 +67,15 @@ def _choose(tree: TreeView, path: bytes) -> CarriedFile:
                 )
             ]
         )
+    return CarriedFile(
+        path=path, device=found.st_dev, inode=found.st_ino, directory=_directory_of(tree, path)
+    )
+
+
+def _directory_of(tree: TreeView, path: bytes) -> OwnedFd:
     flags = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
     root = os.fsencode(f"/proc/{tree.root.pid}/root")
-    directory = OwnedFd(os.open(root + os.path.dirname(path), flags))
-    return CarriedFile(path=path, device=found.st_dev, inode=found.st_ino, directory=directory)
+    return OwnedFd(os.open(root + os.path.dirname(path), flags))
 
 
 def _way_to(tree: TreeView, path: bytes) -> str:
@@ -92,8 +97,20 @@ def _obstacle(tree: TreeView, path: bytes, found: os.stat_result) -> str:
         return f"it has {found.st_nlink} names"
     if found.st_size > LIMIT_BYTES:
         return f"it is {found.st_size >> 20} MiB long, and the limit is {LIMIT_BYTES >> 20}"
+    if not _is_where_it_says(tree, path, found):
+        return "its name leads elsewhere in the file system of the program"
     user = _other_user(tree, path, found)
     return f"pid {user} uses it too" if user is not None else ""
+
+
+def _is_where_it_says(tree: TreeView, path: bytes, found: os.stat_result) -> bool:
+    """Tell whether the program's own root has the file under its name: it may have got it from elsewhere."""
+    try:
+        with _directory_of(tree, path) as directory:
+            here = os.stat(os.path.basename(path), dir_fd=directory.number, follow_symlinks=False)
+    except OSError:
+        return False
+    return os.path.samestat(here, found)
 
 
 def _other_user(tree: TreeView, path: bytes, found: os.stat_result) -> Pid | None:

@@ -24,7 +24,7 @@ from godwit.types import Pid
 def inspect(pid: Pid, *, tcp_close: bool = False) -> Plan:
     """List every holding of a process tree with its disposition. Nothing is stopped."""
     plan.check_target(pid)
-    return view.settled(pid, view.Memory(closes_connections=tcp_close), plan.plan)[1]
+    return plan.looked_at(pid, view.Memory(closes_connections=tcp_close))
 
 
 def inspect_for(pid: Pid, found: Plan, connect: Callable[[], Channel], *, tcp_close: bool = False) -> Plan:

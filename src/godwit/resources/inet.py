@@ -8,6 +8,7 @@ Multicast memberships are shown nowhere, so a UDP socket that joined a group has
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import select
 import socket
@@ -120,6 +121,7 @@ def _check(file: OpenFile, what: str, tree: Tree) -> None:
     with sockets.borrow(file) as sock:
         if not _breaks(sock, tree):
             _check_state(file, sock, what)
+            _check_queue(file, sock, what, tree)
 
 
 def _breaks(sock: socket.socket, tree: Tree) -> bool:
@@ -133,7 +135,8 @@ def _check_state(file: OpenFile, sock: socket.socket, what: str) -> None:
     if (sock.type, sock.proto) not in ((socket.SOCK_STREAM, _TCP), (socket.SOCK_DGRAM, _UDP)):
         raise file.refuse(what, "its protocol is not carried", _CLOSE_FIRST)
     if _peer(sock):
-        raise file.refuse(what, "connections are not carried yet", _CLOSE_OR_BREAK)
+        remedy = _CLOSE_OR_BREAK if sock.type == socket.SOCK_STREAM else _CLOSE_FIRST
+        raise file.refuse(what, "connections are not carried yet", remedy)
     if sock.type == socket.SOCK_STREAM:
         _check_tcp(file, sock, what)
     elif any(sock.getsockopt(_UDP, name) for name in (_UDP_CORK, _UDP_ENCAP)):
@@ -142,6 +145,17 @@ def _check_state(file: OpenFile, sock: socket.socket, what: str) -> None:
         raise file.refuse(what, "its address belongs to one network card", "bind it to another address")
     if sockets.has_filter(sock):
         raise file.refuse(what, "a packet filter is attached to it", "detach the filter")
+
+
+def _check_queue(file: OpenFile, sock: socket.socket, what: str, tree: Tree) -> None:
+    """Refuse what waits to be taken by the program: for a moment, if it is up to it."""
+    if sock.type == socket.SOCK_DGRAM:
+        if _has_datagrams(sock):
+            raise file.refuse(what, "datagrams wait to be received", "try again in a moment")
+        return
+    info = _TcpInfo.of(sock)
+    if info.state == sockdiag.TCP_LISTEN and info.waiting and not tree.closes_connections:
+        raise file.refuse(what, f"{info.waiting} connections wait to be accepted", "try again in a moment")
 
 
 def _check_tcp(file: OpenFile, sock: socket.socket, what: str) -> None:
@@ -178,7 +192,10 @@ def inspect(file: OpenFile, tree: Tree) -> Finding:
         if error.errno not in (errno.EBADF, errno.ESRCH):
             raise
         return moves(file, "internet socket", why="closed meanwhile")
-    why = "it is closed: the program finds it reset by its peer" if tree.closes_connections else ""
+    why = ""
+    with contextlib.suppress(OSError), sockets.borrow(file) as sock:
+        if _breaks(sock, tree):
+            why = "it is closed: the program finds it reset by its peer"
     return moves(file, what, lambda: _check(file, what, tree), why=why)
 
 
@@ -193,14 +210,7 @@ def _entry(file: OpenFile, tree: Tree) -> InetEntry:
         backlog = -1
         if sock.type == socket.SOCK_STREAM:
             info = _TcpInfo.of(sock)
-            listens = info.state == sockdiag.TCP_LISTEN
-            backlog = info.backlog if listens else -1
-            if listens and info.waiting and not tree.closes_connections:
-                raise file.refuse(
-                    _what(sock), f"{info.waiting} connections wait to be accepted", "try again in a moment"
-                )
-        elif _has_datagrams(sock):
-            raise file.refuse(_what(sock), "datagrams wait to be received", "try again in a moment")
+            backlog = info.backlog if info.state == sockdiag.TCP_LISTEN else -1
         host, port = sock.getsockname()[:2]
         return InetEntry(
             file_id=file.file_id,
