@@ -16,7 +16,6 @@ from godwit.engine.pages import PageSource
 from godwit.engine.view import ProcessView, TreeView
 from godwit.errors import InternalError
 from godwit.linux import mem
-from godwit.linux.arch import SYSCALL_INSTRUCTION
 from godwit.procfs import cpuinfo, fdinfo, timers
 from godwit.procfs.source import read_bytes
 from godwit.resources import (
@@ -39,6 +38,7 @@ from godwit.resources.outline import DemandEntry, OutlineEntry, SpaceEntry
 from godwit.resources.process import IdentityEntry, MachineEntry, ProcessEntry, ProcessState, TreeEntry
 from godwit.resources.thread import SleepClock, ThreadEntry
 from godwit.tracee import calls
+from godwit.tracee.gadgets import Gadgets
 from godwit.types import PAGE_SIZE, Pid
 
 
@@ -217,7 +217,7 @@ def _process(
     leader = frozen.leader(pid)
     with contextlib.ExitStack() as stack:
         stack.callback(leader.restore)
-        workshop = stack.enter_context(calls.opened(leader, gadget=_gadget(process, view)))
+        workshop = stack.enter_context(calls.opened(leader, gadgets=_gadgets(process, view)))
         batch = workshop.batch(leader)
         break_ = memory.collect_layout(batch, process.stat)
         actions = signals.collect(batch, leader.tid)
@@ -272,11 +272,7 @@ def _descriptors(process: ProcessView, view: TreeView) -> tuple[DescriptorEntry,
     return tuple(found)
 
 
-def _gadget(process: ProcessView, view: TreeView) -> int:
-    """Return the address of a system call instruction in a vdso looked at before; 0 if unknown."""
+def _gadgets(process: ProcessView, view: TreeView) -> Gadgets | None:
+    """Return what was found for making calls inside, if the mappings are still those."""
     known = view.memory.spaces.get(process.pid)
-    at = known.vdso.find(SYSCALL_INSTRUCTION) if known is not None else -1
-    for mapping in process.mappings if at >= 0 else ():
-        if mapping.path == "[vdso]":
-            return mapping.start + at
-    return 0
+    return known.gadgets if known is not None and known.mappings is process.mappings else None

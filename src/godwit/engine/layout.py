@@ -13,6 +13,7 @@ from godwit.procfs import maps
 from godwit.resources import memory, sleepnotes
 from godwit.resources.memory import Backing, VmaEntry
 from godwit.resources.pathfile import PathFileEntry
+from godwit.tracee import gadgets
 from godwit.types import PAGE_SIZE, OwnedFd, Pid
 
 
@@ -133,7 +134,13 @@ def _describe_space(process: ProcessView, view: TreeView, memory_fd: OwnedFd) ->
             entry = view.path_file(proc_path, path, content=not _written(mapping))
             file = files.setdefault(entry, len(files))
         vmas.append(memory.entry_of(mapping, file=file, object_id=object_id))
-    return KnownSpace(mappings=process.mappings, vmas=tuple(vmas), files=tuple(files), vdso=vdso)
+    return KnownSpace(
+        mappings=process.mappings,
+        vmas=tuple(vmas),
+        files=tuple(files),
+        vdso=vdso,
+        gadgets=gadgets.find(process.mappings, memory_fd, vdso),
+    )
 
 
 def _written(mapping: maps.Mapping) -> bool:

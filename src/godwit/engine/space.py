@@ -14,7 +14,8 @@ from godwit.linux import mman
 from godwit.procfs import maps
 from godwit.resources import memory, objects
 from godwit.resources.memory import Backing, VmaEntry
-from godwit.tracee.calls import WORKSHOP_BYTES, find_gadget
+from godwit.tracee.calls import WORKSHOP_BYTES
+from godwit.tracee.gadgets import find_call
 from godwit.types import PAGE_SIZE, Fd, OwnedFd
 
 _CALLS_PER_BATCH: Final = 500
@@ -153,7 +154,7 @@ def _move_kernel_mappings(stub: Stub, vmas: Sequence[VmaEntry]) -> None:
         hole += size
     first.run()
     second.run()
-    stub.workshop.gadget = find_gadget(stub.task, stub.workshop.memory)
+    stub.workshop.gadgets = find_call(maps.read_maps(stub.pid), stub.workshop.memory)
 
 
 def finish_vmas(stub: Stub, vmas: Sequence[VmaEntry]) -> None:

@@ -256,7 +256,7 @@ def clone_process(
     flags = clone.CLONE_PARENT if sibling else 0
     (tid,) = _clone_many(parent, [inner], flags, 0 if sibling else exit_signal)
     task = _adopt(Pid(tid), tid)
-    workshop = Workshop(parent.workshop.address, open_memory(task.pid), parent.workshop.gadget)
+    workshop = Workshop(parent.workshop.address, open_memory(task.pid), parent.workshop.gadgets)
     return Stub(inner, task, workshop, parent.transfer, parent.transfer_fd, threads={inner: task})
 
 

@@ -26,6 +26,7 @@ from godwit.resources.base import OpenFile
 from godwit.resources.memory import VmaEntry
 from godwit.resources.objects import ObjectKind
 from godwit.resources.pathfile import PathFileEntry
+from godwit.tracee.gadgets import Gadgets
 from godwit.types import Fd, FileId, OwnedFd, Pid, Tid
 
 Result = TypeVar("Result")
@@ -76,6 +77,7 @@ class KnownSpace:
     vmas: tuple[VmaEntry, ...]  # `file` indexes `files`
     files: tuple[PathFileEntry, ...]
     vdso: bytes
+    gadgets: Gadgets | None  # for calls made inside; None without a vdso
 
 
 @dataclass(slots=True)

@@ -19,15 +19,18 @@ from godwit.linux.arch import (
     INTERPRETER,
     NR,
     SIGNAL_FRAME_LIMIT_BYTES,
-    SYSCALL_INSTRUCTION,
     TRAP_AT,
     signal_frame,
 )
 from godwit.procfs import maps, status
+from godwit.tracee.gadgets import Gadgets, find_call
 from godwit.tracee.task import Tracee
 from godwit.types import PAGE_SIZE, OwnedFd, RemoteAddr, Tid
 
 _ENTRY: Final = struct.Struct("<8q")
+_RETURN: Final = struct.Struct("<Q")
+_RED_ZONE_BYTES: Final = 128  # below the stack pointer, and the program's: System V ABI, AMD64
+_FRAME_ALIGNMENT: Final = 64
 _END: Final = struct.Struct("<qQQ40x")
 # Ignored unless the program has a handler; at least one of these nearly always has none.
 _TRAP_SIGNALS: Final = (signal.SIGURG, signal.SIGWINCH, signal.SIGCHLD)
@@ -38,36 +41,57 @@ DATA_AT: Final = TABLE_AT + 16 * PAGE_SIZE
 WORKSHOP_BYTES: Final = 64 * PAGE_SIZE
 
 
-def find_gadget(task: Tracee, memory: OwnedFd) -> RemoteAddr:
-    """Return the address of a system call instruction in the task's vdso, which is always mapped.
-
-    Raises:
-        InternalError: The process has no vdso (booted with vdso=0).
-    """
-    for mapping in maps.read_maps(task.pid):
-        if mapping.path == "[vdso]":
-            text = os.pread(memory.number, mapping.end - mapping.start, mapping.start)
-            at = text.find(SYSCALL_INSTRUCTION)
-            if at >= 0:
-                return RemoteAddr(mapping.start + at)
-    raise InternalError(f"pid {task.pid} has no vdso to make calls from")
-
-
 def signed(value: int) -> int:
     """Read a 64-bit word as the two's complement number that it is."""
     value &= 0xFFFFFFFFFFFFFFFF
     return value - (1 << 64) if value >> 63 else value
 
 
-def single_call(task: Tracee, gadget: RemoteAddr, name: str, *args: int) -> int:
-    """Make one call at the gadget. Needs no memory; raises OSError as the call would."""
+def single_call(task: Tracee, gadgets: Gadgets, memory: OwnedFd, name: str, *args: int) -> int:
+    """Make one call at the gadget. Needs no memory of ours; raises OSError as the call would.
+
+    Where the gadgets have a way back, it is laid below the thread's stack for the length of the call, and
+    afterwards the thread is as it was.
+    """
     registers = task.registers.copy()
-    registers.aim_at_call(gadget, NR[name], args)
+    registers.aim_at_call(gadgets.call, NR[name], args)
+    laid = _lay_way_back(task, gadgets, memory)
+    if laid is not None:
+        registers.return_into(laid[0])
     task.make_call(registers)
     result = ptrace.get_registers(task.tid).result
+    if laid is not None:
+        task.restore()
+        os.pwrite(memory.number, laid[1], laid[0])
     if abi.is_error(result):
         abi.fail(-result, f"{name} in pid {task.pid}")
     return result
+
+
+def _lay_way_back(task: Tracee, gadgets: Gadgets, memory: OwnedFd) -> tuple[int, bytes] | None:
+    """Write a return address and a signal frame below the stack; return where, and what was there.
+
+    None where there is no way back, or no room: a small stack may end there.
+    """
+    if not gadgets.sigreturn:
+        return None
+    registers = task.registers.copy()
+    registers.restart_if_interrupted()
+    xstate = ptrace.get_xstate(task.tid)
+    # A stop at a call that nobody takes notice of becomes a SIGTRAP: blocked, it harms nobody.
+    mask = task.signal_mask | 1 << (signal.SIGTRAP - 1)
+    size = len(signal_frame(0, registers, mask, xstate))
+    frame_at = (task.registers.stack_pointer - _RED_ZONE_BYTES - size) & ~(_FRAME_ALIGNMENT - 1)
+    frame = signal_frame(frame_at, registers, mask, xstate)
+    at = frame_at - _RETURN.size
+    try:
+        before = os.pread(memory.number, _RETURN.size + len(frame), at)
+        if len(before) != _RETURN.size + len(frame):
+            return None
+        os.pwrite(memory.number, _RETURN.pack(gadgets.sigreturn) + frame, at)
+    except (OSError, OverflowError, ValueError):
+        return None
+    return at, before
 
 
 class Workshop:
@@ -81,14 +105,14 @@ class Workshop:
         self,
         address: RemoteAddr,
         memory: OwnedFd,
-        gadget: RemoteAddr,
+        gadgets: Gadgets,
         *,
         trap_signal: int = signal.SIGURG,
         frames: bool = False,
     ) -> None:
         self.address = address
         self.memory = memory
-        self.gadget = gadget
+        self.gadgets = gadgets
         self.trap_signal = trap_signal
         self._frames = frames
         self._framed: Tracee | None = None
@@ -128,22 +152,24 @@ class Workshop:
 
     def unmap(self, task: Tracee) -> None:
         """Remove the mapping from the process."""
-        single_call(task, self.gadget, "munmap", self.address, WORKSHOP_BYTES)
+        single_call(task, self.gadgets, self.memory, "munmap", self.address, WORKSHOP_BYTES)
 
 
-def map_workshop(task: Tracee, address: int = 0, *, frames: bool = False, gadget: int = 0) -> Workshop:
+def map_workshop(
+    task: Tracee, address: int = 0, *, frames: bool = False, gadgets: Gadgets | None = None
+) -> Workshop:
     """Map a workshop into the task's process: at `address`, or where the kernel likes.
 
     The task must have been saved. The caller unmaps it.
     """
     with mem.open_memory(task.pid) as memory:
-        known = RemoteAddr(gadget) if gadget else find_gadget(task, memory)
+        known = gadgets or find_call(maps.read_maps(task.pid), memory)
         flags = mman.MAP_PRIVATE | mman.MAP_ANONYMOUS
         if address:
             flags |= mman.MAP_FIXED_NOREPLACE
         protection = mman.PROT_READ | mman.PROT_WRITE | mman.PROT_EXEC
         try:
-            at = single_call(task, known, "mmap", address, WORKSHOP_BYTES, protection, flags, -1, 0)
+            at = single_call(task, known, memory, "mmap", address, WORKSHOP_BYTES, protection, flags, -1, 0)
         except PermissionError as error:
             raise UnsupportedStateError(
                 "memory that may not be both written and executed",
@@ -175,12 +201,12 @@ def free_trap_signal(taken: int) -> int:
 
 
 @contextlib.contextmanager
-def opened(task: Tracee, *, gadget: int = 0) -> Iterator[Workshop]:
+def opened(task: Tracee, *, gadgets: Gadgets | None = None) -> Iterator[Workshop]:
     """Open a workshop for the length of the block. On every way out the mapping is gone.
 
-    `gadget` is the address of a system call instruction, if known: see `find_gadget`.
+    `gadgets`, if known, may give even the calls that map and unmap it a way back.
     """
-    workshop = map_workshop(task, frames=True, gadget=gadget)
+    workshop = map_workshop(task, frames=True, gadgets=gadgets)
     try:
         yield workshop
     finally:

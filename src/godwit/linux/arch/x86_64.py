@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import re
 import struct
 from typing import Final
 
@@ -11,6 +12,12 @@ EXEC_STUB_ELF_MACHINE: Final = 62  # EM_X86_64
 USER_SPACE_END: Final = 0x7FFFFFFFF000  # TASK_SIZE_MAX with four-level page tables
 
 SYSCALL_INSTRUCTION: Final = b"\x0f\x05"
+# Kernels clear the used registers on the way out of a vdso function: xor reg, reg, as often as need be.
+SYSCALL_THEN_RETURN: Final = re.compile(rb"\x0f\x05(?:\x45?\x31[\xc0\xc9\xd2\xdb\xf6\xff])*\xc3")
+SIGRETURN_CODES: Final = (
+    b"\x48\xc7\xc0\x0f\x00\x00\x00\x0f\x05",  # mov rax, 15; syscall: the C libraries
+    b"\xb8\x0f\x00\x00\x00\x0f\x05",  # mov eax, 15; syscall: the Go runtime
+)
 
 INTERPRETER: Final = bytes.fromhex(
     "488b03"  # next: mov rax, [rbx]      an entry of 64 bytes: number, six arguments, result
@@ -153,6 +160,10 @@ class UserRegs(ctypes.Structure):
         self.rdi, self.rsi, self.rdx, self.r10, self.r8, self.r9 = (
             value & 0xFFFFFFFFFFFFFFFF for value in padded
         )
+
+    def return_into(self, address: int) -> None:
+        """Set the stack pointer: the next return instruction takes its address from there."""
+        self.rsp = address
 
     def restart_call(self, number: int) -> None:
         """Set the registers so that the task makes the interrupted system call again."""
