@@ -48,6 +48,13 @@ class Tape:
         self._at += len(data)
         return len(data)
 
+    def linger(self) -> None:
+        """Do nothing."""
+
+    def has_word(self) -> bool:
+        """Tell whether anything is left on the tape."""
+        return self._at < len(self.content)
+
     def close(self) -> None:
         """Do nothing."""
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import socket
 import sys
+import time
 from collections.abc import Callable
 from typing import Final, Protocol
 
@@ -15,6 +17,8 @@ from godwit.wire import frames
 from godwit.wire.frames import FrameKind
 
 _STEP_BYTES: Final = 1 << 20
+_SILENT_S: Final = 2.0
+_LINGER_S: Final = 30.0
 
 
 class Closed(ConnectionError):  # noqa: N818  # the end of a stream, which need not be an error
@@ -32,9 +36,36 @@ class Pipe(Protocol):
         """Read until the buffer is full or the stream ends; return how much came."""
         ...
 
+    def linger(self) -> None:
+        """Say nothing more, and drop what still comes until the other side ends the stream."""
+        ...
+
+    def has_word(self) -> bool:
+        """Tell whether the other side has said something, or ended the stream."""
+        ...
+
     def close(self) -> None:
         """End the stream."""
         ...
+
+
+def drain(connection: socket.socket) -> None:
+    """Shut a socket's sending side, and drop what still comes until the other side ends the stream.
+
+    A socket closed with unread data resets the connection, and what was said last is lost with it. Who is
+    silent for long, or talks on for ever, is not waited for.
+    """
+    deadline = time.monotonic() + _LINGER_S
+    with contextlib.suppress(OSError):
+        connection.shutdown(socket.SHUT_WR)
+        connection.settimeout(_SILENT_S)
+        while time.monotonic() < deadline and connection.recv(_STEP_BYTES):
+            pass
+
+
+def has_word(fd: int) -> bool:
+    """Tell whether a descriptor can be read, or its stream has ended."""
+    return bool(select.select([fd], [], [], 0)[0])
 
 
 class SocketPipe:
@@ -61,6 +92,14 @@ class SocketPipe:
                 break
             done += count
         return done
+
+    def linger(self) -> None:
+        """Say nothing more, and drop what still comes until the other side ends the stream."""
+        drain(self._socket)
+
+    def has_word(self) -> bool:
+        """Tell whether the other side has said something, or ended the stream."""
+        return has_word(self._socket.fileno())
 
     def close(self) -> None:
         """End the stream."""
@@ -90,6 +129,13 @@ class FdPipe:
                 break
             done += count
         return done
+
+    def linger(self) -> None:
+        """Nothing to wait for: what was written to a pipe is not taken back."""
+
+    def has_word(self) -> bool:
+        """Tell whether the other side has said something, or ended the stream."""
+        return self._read_fd >= 0 and has_word(self._read_fd)
 
     def close(self) -> None:
         """End the stream."""
@@ -147,6 +193,14 @@ class Channel:
             wanted = " or ".join(each.name for each in kinds)
             raise ImageError(f"the peer sent {kind.name} where {wanted} should come")
         return kind, payload
+
+    def linger(self) -> None:
+        """Let the last word arrive: wait until the other side ends the stream."""
+        self._pipe.linger()
+
+    def has_word(self) -> bool:
+        """Tell whether the other side has said something, or ended the stream."""
+        return self._pipe.has_word()
 
     def close(self) -> None:
         """End the stream."""

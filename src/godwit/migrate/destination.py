@@ -98,6 +98,7 @@ def _receive(channel: Channel, header: HeaderEntry) -> Received:
         # Told first: the source waits frozen, and what was built here has not run and never will.
         _tell(channel, error)
         builder.destroy()
+        channel.linger()
         raise _as_godwit(error) from error
     except BaseException:
         builder.destroy()

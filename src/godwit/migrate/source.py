@@ -233,6 +233,9 @@ def _move_frozen(move: Move, channel: Channel, frozen: FrozenTree, tree: TreeVie
         def after_chunk(done: int) -> None:
             move.tell("pages", done, max(done, total))
             move.check()
+            if channel.has_word():
+                # It has nothing to say now but why it gives up.
+                _expect(channel)
 
         move.pages = sending.send_pages(channel, captured, move.buffer, after_chunk)
     faults.at(ROLE, "sent")

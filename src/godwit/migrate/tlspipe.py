@@ -11,6 +11,8 @@ import ssl
 from collections.abc import Callable
 from typing import Final
 
+from godwit.migrate.channel import drain, has_word
+
 _STEP_BYTES: Final = 1 << 18
 
 
@@ -81,6 +83,14 @@ class TlsPipe:
                 break
             done += count
         return done
+
+    def linger(self) -> None:
+        """Say nothing more, and drop what still comes until the other side ends the stream."""
+        drain(self._socket)
+
+    def has_word(self) -> bool:
+        """Tell whether the other side has said something, or ended the stream."""
+        return bool(self._arrived.pending or self._tls.pending()) or has_word(self._socket.fileno())
 
     def close(self) -> None:
         """End the stream."""

@@ -200,4 +200,5 @@ def discard(entry: ObjectEntry, fd: OwnedFd) -> None:
 
 def reopen(fd: Fd, flags: int) -> OwnedFd:
     """Open the object once more: a description of its own, with `flags`."""
-    return OwnedFd(os.open(f"/proc/self/fd/{fd}", flags | os.O_CLOEXEC))
+    # The way there is a link, which O_NOFOLLOW would refuse.
+    return OwnedFd(os.open(f"/proc/self/fd/{fd}", flags & ~os.O_NOFOLLOW | os.O_CLOEXEC))
