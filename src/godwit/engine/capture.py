@@ -123,6 +123,17 @@ def collect_files(view: TreeView) -> tuple[tuple[FileKind, Any], ...]:
     return tuple(collected)
 
 
+def written_files(view: TreeView) -> frozenset[tuple[int, int]]:
+    """Return (device, inode) of the files with a name that the tree has open for writing."""
+    return frozenset(
+        (file.device, file.inode)
+        for file in view.files
+        if registry.kind_of(file) is regular.KIND
+        and file.info.flags & os.O_ACCMODE != os.O_RDONLY
+        and not regular.nameless(file)
+    )
+
+
 def outline(view: TreeView) -> tuple[OutlineEntry, DemandEntry]:
     """Describe a running tree as far as a destination needs it to prepare and to check itself.
 

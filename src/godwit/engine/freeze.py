@@ -189,6 +189,11 @@ def freeze(root: Pid) -> FrozenTree:
             with mem.open_memory(pid) as memory:
                 for task in group.values():
                     _note_place(tree, task, memory)
+    except ProcessLookupError as error:
+        tree.thaw()
+        raise BusyError(
+            f"a thread under pid {root} ended while it was being stopped", remedy="try again in a moment"
+        ) from error
     except BaseException:
         tree.thaw()
         raise

@@ -81,7 +81,7 @@ def check_target(pid: Pid) -> None:
         BusyError: It is being traced.
     """
     try:
-        found = stat.read(pid)
+        found = _stat_twice(pid)
     except ProcessLookupError:
         raise NoProcessError(f"there is no process {pid}", remedy="look it up with ps") from None
     if found.kernel_thread:
@@ -108,6 +108,15 @@ def check_target(pid: Pid) -> None:
             f"pid {pid} ({found.comm}) is already traced by pid {tracer}",
             remedy="end the debugger or tracer first",
         )
+
+
+def _stat_twice(pid: Pid) -> stat.TaskStat:
+    """Read stat; a pid that a thread takes over by executing a program is away for a moment."""
+    try:
+        return stat.read(pid)
+    except ProcessLookupError:
+        select.select([], [], [], PAUSE_S)
+        return stat.read(pid)
 
 
 def _may_trace(pid: Pid) -> bool:

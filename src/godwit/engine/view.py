@@ -31,7 +31,8 @@ from godwit.types import Fd, FileId, OwnedFd, Pid, Tid
 
 Result = TypeVar("Result")
 _LOOKS = 50
-_VANISHED = (errno.ENOENT, errno.ESRCH, errno.EBADF)
+# EIO: memory of an address space that an exec has replaced.
+_VANISHED = (errno.ENOENT, errno.ESRCH, errno.EBADF, errno.EIO)
 _DELETED = " (deleted)"
 MEMFD = "/memfd:"
 _SHARED_ANONYMOUS = "/dev/zero (deleted)"

@@ -46,14 +46,16 @@ class CarriedFile:
 def choose(tree: TreeView, paths: Iterable[bytes]) -> list[CarriedFile]:
     """Find the files that the destination asks for, and see that they may leave.
 
+    One that the program no longer has open is left out: a running program closes what it likes.
+
     Raises:
         RefusedError: One is used by others too, has other names, or is too large.
     """
-    return [_choose(tree, path) for path in paths]
+    ways = {path: _way_to(tree, path) for path in paths}
+    return [_choose(tree, path, way) for path, way in ways.items() if way is not None]
 
 
-def _choose(tree: TreeView, path: bytes) -> CarriedFile:
-    proc_path = _way_to(tree, path)
+def _choose(tree: TreeView, path: bytes, proc_path: str) -> CarriedFile:
     found = os.stat(proc_path)
     why = _obstacle(tree, path, found)
     if why:
@@ -78,7 +80,7 @@ def _directory_of(tree: TreeView, path: bytes) -> OwnedFd:
     return OwnedFd(os.open(root + os.path.dirname(path), flags))
 
 
-def _way_to(tree: TreeView, path: bytes) -> str:
+def _way_to(tree: TreeView, path: bytes) -> str | None:
     name = os.fsdecode(path)
     for file in tree.files:
         if file.link == name:
@@ -87,7 +89,7 @@ def _way_to(tree: TreeView, path: bytes) -> str:
         for mapping in process.mappings:
             if mapping.path == name:
                 return map_file(process.pid, mapping)
-    raise FileNotFoundError(2, "no longer open", name)
+    return None
 
 
 def _obstacle(tree: TreeView, path: bytes, found: os.stat_result) -> str:

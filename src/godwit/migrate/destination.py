@@ -125,7 +125,8 @@ def _build(channel: Channel, builder: Builder, header: HeaderEntry) -> None:
     greeted_ns = time.monotonic_ns()
     channel.send(FrameKind.HELLO, codec.encode(hello))
     faults.at(ROLE, "greeted")
-    shape, clock, heard_ns = _agree(channel, header)
+    agreed = _agree(channel, header)
+    clock, heard_ns = agreed.clock, agreed.heard_ns
     # The reading is older than it arrived by no more than the round trip. Clocks may jump ahead by
     # that much, and never go back.
     builder.clock_jump_ns = max(0, heard_ns - greeted_ns - clock.since_hello_ns)
@@ -133,13 +134,14 @@ def _build(channel: Channel, builder: Builder, header: HeaderEntry) -> None:
     builder.clock_shift_ns = pod.enter(
         header.machine, clock.monotonic_ns + age_ns, clock.boottime_ns + age_ns
     )
-    builder.prepare(shape)
+    builder.prepare(agreed.shape)
     faults.at(ROLE, "prepared")
     codec.prime(TreeEntry, FilesEntry, EndEntry, GoEntry, *(kind.entry for kind in registry.KINDS))
     channel.touch_buffer()
-    channel.send(FrameKind.VERDICT, codec.encode(VerdictEntry(refusals=())))
+    channel.send(FrameKind.VERDICT, codec.encode(VerdictEntry(refusals=(), carry=agreed.missing)))
     watch = Stopwatch()
-    tree = receiving.receive_tree(channel, builder, header, watch)
+    payload = _until_tree(channel, builder, header)
+    tree = receiving.receive_tree(channel, builder, header, payload, watch)
     faults.at(ROLE, "received")
     record = _record(header, builder, tree)
     pod.complete_init(builder)
@@ -154,25 +156,54 @@ def _build(channel: Channel, builder: Builder, header: HeaderEntry) -> None:
     channel.send(FrameKind.READY, codec.encode(ready))
 
 
-def _agree(channel: Channel, header: HeaderEntry) -> tuple[OutlineEntry, ClockEntry, int]:
+@dataclass(frozen=True, slots=True)
+class _Agreement:
+    """What is to be prepared."""
+
+    shape: OutlineEntry
+    clock: ClockEntry
+    heard_ns: int
+    missing: tuple[bytes, ...]  # written files, opened too lately to be brought along yet
+
+
+def _agree(channel: Channel, header: HeaderEntry) -> _Agreement:
     """Hear what comes, and say what is missing for it; return what was agreed on, and when it was heard.
 
     Files that the program writes and that are not here may be brought along: then it is told again.
     """
-    carry: set[bytes] | None = set()
+    asked = False
     while True:
         _, payload = channel.expect(FrameKind.OUTLINE)
         heard_ns = time.monotonic_ns()
         shape, demand, clock = receiving.read_outline(payload)
+        carry: set[bytes] = set()
         refusals = tuple(admit.refusals(header, shape, demand, in_pod=True, carry=carry))
         if refusals:
             channel.send(FrameKind.VERDICT, codec.encode(VerdictEntry(refusals=refusals)))
             raise RefusedError(refusals)
-        if not carry:
-            return shape, clock, heard_ns
-        verdict = VerdictEntry(refusals=(), carry=tuple(sorted(carry)))
+        if asked or not carry:
+            # What the program has opened since it was asked is agreed on once it is frozen.
+            return _Agreement(shape, clock, heard_ns, tuple(sorted(carry)))
+        asked = True
+        verdict = VerdictEntry(refusals=(), carry=tuple(sorted(carry)), prepared=False)
         channel.send(FrameKind.VERDICT, codec.encode(verdict))
-        carry = None
+
+
+def _until_tree(channel: Channel, builder: Builder, header: HeaderEntry) -> memoryview:
+    """Return the payload of the TREE frame. Files opened until the freeze may have to be agreed on first."""
+    while True:
+        kind, payload = channel.expect(FrameKind.TREE, FrameKind.OUTLINE)
+        if kind is FrameKind.TREE:
+            return payload
+        shape, demand, _ = receiving.read_outline(payload)
+        carry: set[bytes] = set()
+        refusals = tuple(admit.refusals(header, shape, demand, in_pod=True, carry=carry))
+        if not refusals and not carry:
+            builder.prepare(shape)
+        verdict = VerdictEntry(refusals=refusals, carry=tuple(sorted(carry)), prepared=not carry)
+        channel.send(FrameKind.VERDICT, codec.encode(verdict))
+        if refusals:
+            raise RefusedError(refusals)
 
 
 def _record(header: HeaderEntry, builder: Builder, tree: TreeEntry) -> Record:

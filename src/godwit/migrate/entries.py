@@ -60,10 +60,11 @@ class HelloEntry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VerdictEntry:
-    """Whether the destination takes the tree. Neither refusals nor files to carry: all is prepared."""
+    """Whether the destination takes the tree."""
 
     refusals: tuple[Refusal, ...]
-    carry: tuple[bytes, ...] = ()  # paths of files to bring along: then another outline must come
+    carry: tuple[bytes, ...] = ()  # paths of written files that are not here and may be brought along
+    prepared: bool = True  # False: another outline must come, with those files brought along
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -36,6 +36,7 @@ class Move:
     pages: int = 0
     frozen_at: float = 0.0
     buffer: bytearray = field(default_factory=bytearray)
+    offered: frozenset[tuple[int, int]] = frozenset()  # written files that the destination knows of
     carried: list[CarriedFile] = field(default_factory=list[CarriedFile])
 
     def tell(self, stage: str, done: int = 0, total: int = 0) -> None:

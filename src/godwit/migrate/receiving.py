@@ -71,13 +71,16 @@ def read_files(payload: memoryview) -> tuple[tuple[FileKind, Any], ...]:
     return tuple(decoded)
 
 
-def receive_tree(channel: Channel, builder: Builder, header: HeaderEntry, watch: Stopwatch) -> TreeEntry:
-    """Read TREE, FILES, pages and END into a prepared builder; complete every process.
+def receive_tree(
+    channel: Channel, builder: Builder, header: HeaderEntry, payload: memoryview, watch: Stopwatch
+) -> TreeEntry:
+    """Read FILES, pages and END into a prepared builder; complete every process.
+
+    `payload` is that of the TREE frame, just read.
 
     Raises:
         ImageError, DestinationError, Closed: The builder must be destroyed.
     """
-    _, payload = channel.expect(FrameKind.TREE)
     tree = codec.decode(payload, TreeEntry)
     check_tree(header, tree)
     _, payload = channel.expect(FrameKind.FILES)

@@ -169,6 +169,11 @@ def prepare(move: Move, channel: Channel) -> None:
     _, payload = _expect(channel, FrameKind.HELLO)
     greeted_ns = time.monotonic_ns()
     move.destination = os.fsdecode(codec.decode(payload, HelloEntry).hostname)
+    _agree(move, channel, greeted_ns)
+
+
+def _agree(move: Move, channel: Channel, greeted_ns: int) -> None:
+    """Come to terms with the destination about what comes, and which files come along."""
     wanted = _offer(move, channel, greeted_ns)
     if wanted:
         _bring_along(move, wanted)
@@ -181,7 +186,8 @@ def _offer(move: Move, channel: Channel, greeted_ns: int) -> tuple[bytes, ...]:
     Raises:
         RefusedError: It lacks something else.
     """
-    _, (shape, demand) = view.settled(move.pid, move.memory, capture.outline)
+    tree, (shape, demand) = view.settled(move.pid, move.memory, capture.outline)
+    move.offered = capture.written_files(tree)
     move.tell("spawn")
     monotonic_ns, boottime_ns = clocks.seen_by(move.pid)
     clock = ClockEntry(
@@ -194,13 +200,18 @@ def _offer(move: Move, channel: Channel, greeted_ns: int) -> tuple[bytes, ...]:
     verdict = codec.decode(payload, VerdictEntry)
     if verdict.refusals:
         raise RefusedError(verdict.refusals)
-    return verdict.carry
+    if not verdict.prepared:
+        return verdict.carry
+    missing = {os.fsdecode(path) for path in verdict.carry}
+    move.offered -= {(file.device, file.inode) for file in tree.files if file.link in missing}
+    return ()
 
 
 def _bring_along(move: Move, paths: tuple[bytes, ...]) -> None:
     """Have the files at these paths go along as memory objects."""
-    _, move.carried = view.settled(move.pid, move.memory, lambda tree: carried.choose(tree, paths))
-    move.memory.carried |= {(file.device, file.inode) for file in move.carried}
+    _, more = view.settled(move.pid, move.memory, lambda tree: carried.choose(tree, paths))
+    move.carried += more
+    move.memory.carried |= {(file.device, file.inode) for file in more}
     # Their mappings are now of objects.
     move.memory.spaces.clear()
 
@@ -218,6 +229,10 @@ def _expect(channel: Channel, *kinds: FrameKind) -> tuple[FrameKind, memoryview]
 
 def _move_frozen(move: Move, channel: Channel, frozen: FrozenTree, tree: TreeView) -> Report:
     assert move.machine is not None
+    if capture.written_files(tree) - move.offered:
+        # Opened since the destination was asked: it is asked again, rather than finding out too late.
+        _agree(move, channel, time.monotonic_ns())
+        tree = view.look(move.pid, move.memory)
     machine = capture.machine_now(move.machine, tree)
     captured = capture.capture(frozen, tree, machine)
     faults.at(ROLE, "captured")

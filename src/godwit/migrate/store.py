@@ -331,7 +331,8 @@ def _rebuild(
         builder.prepare(shape)
         watch.lap("prepare")
         progress(ProgressEvent(stage="pages", total_bytes=header.private_bytes))
-        tree = receiving.receive_tree(channel, builder, header, watch)
+        _, payload = channel.expect(FrameKind.TREE)
+        tree = receiving.receive_tree(channel, builder, header, payload, watch)
         init = builder.init_pid()
         if in_pod:
             pod.complete_init(builder)

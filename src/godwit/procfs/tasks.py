@@ -69,8 +69,13 @@ def _children_by_parent(pid: Pid, proc: str) -> tuple[Pid, ...]:
     return tuple(found)
 
 
+TOO_LONG = "path too long to be told"  # the kernel tells none above one page
+
+
 def open_fds(pid: Pid, *, proc: str = source.PROC) -> dict[Fd, str]:
     """Map each descriptor of a process to the text of its link; none for a zombie.
+
+    A path that the kernel does not tell reads TOO_LONG.
 
     Raises:
         ProcessLookupError: The process is gone.
@@ -83,6 +88,10 @@ def open_fds(pid: Pid, *, proc: str = source.PROC) -> dict[Fd, str]:
             links[Fd(number)] = os.readlink(f"{directory}/fd/{number}")
         except FileNotFoundError:
             continue  # closed since the listing
+        except OSError as error:
+            if error.errno != errno.ENAMETOOLONG:
+                raise
+            links[Fd(number)] = TOO_LONG
     _check_alive(pid, proc)
     return links
 

@@ -6,6 +6,8 @@ birth) or, where the process only reads, to an equal one (same size, and same bu
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import os
 import stat
 from dataclasses import dataclass
@@ -14,7 +16,7 @@ from typing import Final
 import xxhash
 
 from godwit.errors import Refusal, RefusedError
-from godwit.linux import elf
+from godwit.linux import elf, statfs
 from godwit.linux.statx import birth_ns
 from godwit.types import Fd, OwnedFd
 
@@ -35,8 +37,10 @@ class PathFileEntry:
     mtime_ns: int
     inode: int
     birth_ns: int  # 0: unknown
+    file_system: bytes = b""  # what tells it from any other, on this machine and elsewhere
     parent_inode: int = 0  # of the directory that holds the name; 0: unknown
     parent_birth_ns: int = 0
+    parent_file_system: bytes = b""
     build_id: bytes = b""
     digest: bytes = b""  # xxh3_128 of the content; empty where too large or not read
 
@@ -51,7 +55,7 @@ def describe(fd: Fd, path: bytes, *, content: bool, root: str = "") -> PathFileE
         root: Where, as we see it, the name begins.
     """
     status = os.fstat(fd)
-    parent_inode, parent_birth_ns = _parent(root, path)
+    parent_inode, parent_birth_ns, parent_file_system = _parent(root, path)
     build_id, digest = b"", b""
     if content and stat.S_ISREG(status.st_mode):
         build_id = elf.build_id(os.pread(fd, _HEAD_BYTES, 0)) or b""
@@ -66,21 +70,45 @@ def describe(fd: Fd, path: bytes, *, content: bool, root: str = "") -> PathFileE
         mtime_ns=status.st_mtime_ns,
         inode=status.st_ino,
         birth_ns=birth_ns(fd),
+        file_system=_file_system(fd),
         parent_inode=parent_inode,
         parent_birth_ns=parent_birth_ns,
+        parent_file_system=parent_file_system,
         build_id=build_id,
         digest=digest,
     )
 
 
-def _parent(root: str, path: bytes) -> tuple[int, int]:
-    """Identify the directory that holds the name; zeroes where it cannot be reached."""
+def _file_system(fd: Fd) -> bytes:
+    """Return what tells the file system of a file from all others.
+
+    One that only a single machine can have mounted counts with that machine: those cloned from one image
+    have file systems of equal id, and in them files of equal number and birth.
+    """
+    kind, ident = statfs.file_system(fd)
+    machine = b"" if statfs.may_be_shared(kind) else _machine()
+    return kind.to_bytes(8, "little", signed=True) + ident + machine
+
+
+@functools.cache
+def _machine() -> bytes:
+    """Return what tells this machine from others: machine-id(5), or, where there is none, this boot of it."""
+    for path in ("/etc/machine-id", "/proc/sys/kernel/random/boot_id"):
+        with contextlib.suppress(OSError), open(path, "rb") as file:
+            ident = file.read(64).strip()
+            if ident:
+                return ident
+    return b""
+
+
+def _parent(root: str, path: bytes) -> tuple[int, int, bytes]:
+    """Identify the directory that holds the name; nothing where it cannot be reached."""
     flags = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
     try:
         with OwnedFd(os.open(os.fsencode(root) + os.path.dirname(path), flags)) as fd:
-            return os.fstat(fd.number).st_ino, birth_ns(fd.number)
+            return os.fstat(fd.number).st_ino, birth_ns(fd.number), _file_system(fd.number)
     except OSError:
-        return 0, 0
+        return 0, 0, b""
 
 
 def _in_shared_directory(entry: PathFileEntry) -> bool:
@@ -89,8 +117,8 @@ def _in_shared_directory(entry: PathFileEntry) -> bool:
     What is in its place by now is then no other machine's file, but what the program, still running,
     has made of it since: to be looked at again once it is frozen.
     """
-    here = _parent("", entry.path)
-    return bool(entry.parent_birth_ns) and here == (entry.parent_inode, entry.parent_birth_ns)
+    there = (entry.parent_inode, entry.parent_birth_ns, entry.parent_file_system)
+    return bool(entry.parent_birth_ns) and _parent("", entry.path) == there
 
 
 def _digest(fd: Fd) -> bytes:
@@ -102,9 +130,12 @@ def _digest(fd: Fd) -> bytes:
     return state.digest()
 
 
-def same_file(entry: PathFileEntry, status: os.stat_result, born_ns: int) -> bool:
+def same_file(entry: PathFileEntry, fd: Fd) -> bool:
     """Tell whether a file here is the very file described, seen through a shared file system."""
+    status, born_ns = os.fstat(fd), birth_ns(fd)
     if status.st_ino != entry.inode or stat.S_IFMT(status.st_mode) != stat.S_IFMT(entry.mode):
+        return False
+    if _file_system(fd) != entry.file_system:
         return False
     if entry.birth_ns and born_ns:
         return entry.birth_ns == born_ns
@@ -167,7 +198,7 @@ def _difference(entry: PathFileEntry, fd: Fd, *, written: bool) -> tuple[str, st
     status = os.fstat(fd)
     if stat.S_IFMT(status.st_mode) != stat.S_IFMT(entry.mode):
         return "another type of file at the destination", "remove what stands in its place there"
-    if same_file(entry, status, birth_ns(fd)):
+    if same_file(entry, fd):
         return None
     if written:
         return (

@@ -229,6 +229,9 @@ def _seize_error(pid: Pid, tid: Tid) -> AccessError | BusyError | NoProcessError
             f"pid {pid} is already traced by pid {tracer}",
             remedy="end the debugger or tracer first",
         )
+    if os.geteuid() == 0:
+        # It is executing a program just now, and its memory is neither the old one nor the new.
+        return BusyError(f"pid {pid} cannot be traced at this moment", remedy="try again in a moment")
     return AccessError(
         f"may not trace pid {pid}", remedy="run as root, or as the process's own user with ptrace allowed"
     )
