@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import os
 
-from godwit.engine.view import MEMFD, TreeView, object_kind
+from godwit.engine.view import TreeView, object_kind
 from godwit.linux import kcmp
 from godwit.procfs import maps, tasks
+from godwit.procfs.holders import MEMFD, is_outsider
 from godwit.resources.base import OpenFile
 from godwit.resources.objects import ObjectKind
 from godwit.types import Pid
@@ -47,6 +48,7 @@ def mapped_outside(tree: TreeView) -> tuple[Pid, bytes] | None:
             continue
         with contextlib.suppress(OSError, ValueError):
             for mapping in maps.read_maps(pid):
-                if mapping.inode in wanted and object_kind(mapping) is not None:
+                found = mapping.inode in wanted and object_kind(mapping) is not None
+                if found and is_outsider(pid, tree.pids):
                     return pid, wanted[mapping.inode]
     return None

@@ -17,7 +17,8 @@ from typing import TypeVar
 
 from godwit.errors import BusyError, NoProcessError
 from godwit.linux import kcmp
-from godwit.procfs import fdinfo, maps, stat, status, tasks
+from godwit.procfs import fdinfo, holders, maps, stat, status, tasks
+from godwit.procfs.holders import MEMFD
 from godwit.procfs.maps import Mapping
 from godwit.procfs.stat import TaskStat
 from godwit.procfs.status import TaskStatus
@@ -34,7 +35,6 @@ _LOOKS = 50
 # EIO: memory of an address space that an exec has replaced.
 _VANISHED = (errno.ENOENT, errno.ESRCH, errno.EBADF, errno.EIO)
 _DELETED = " (deleted)"
-MEMFD = "/memfd:"
 _SHARED_ANONYMOUS = "/dev/zero (deleted)"
 
 
@@ -158,9 +158,9 @@ class TreeView:
     def outside_holders(self, inode_link: str) -> Sequence[tuple[Pid, Fd]]:
         """Return who, not being of the tree, has something open whose link reads `inode_link`."""
         if self.memory.outside is None:
-            self.memory.outside = _scan_outside(self._pids | self.memory.movers)
-        # Whoever was born into the tree since is no outsider.
-        return [pair for pair in self.memory.outside.get(inode_link, ()) if pair[0] not in self._pids]
+            self.memory.outside = holders.list_nameless(self._pids | self.memory.movers)
+        slots = self.memory.outside.get(inode_link, ())
+        return [(pid, fd) for pid, fd in slots if holders.is_outsider(pid, self._pids)]
 
     def memory_object_id(self, device: int, inode: int) -> int:
         """Return the number of the memory object that is this file's content. KeyError: none is."""
@@ -385,19 +385,3 @@ def object_kind(mapping: Mapping) -> ObjectKind | None:
         # To be looked at: a file may really be called so.
         return ObjectKind.DELETED_FILE
     return None
-
-
-def _scan_outside(pids: frozenset[Pid]) -> dict[str, tuple[tuple[Pid, Fd], ...]]:
-    """List what the processes outside the tree have open, by link; only links that name no path."""
-    found: dict[str, list[tuple[Pid, Fd]]] = defaultdict(list)
-    for pid in tasks.list_pids():
-        if pid in pids:
-            continue
-        try:
-            links = tasks.open_fds(pid)
-        except (ProcessLookupError, PermissionError):
-            continue
-        for fd, link in links.items():
-            if not link.startswith("/") or link.startswith(MEMFD):
-                found[link].append((pid, fd))
-    return {link: tuple(holders) for link, holders in found.items()}

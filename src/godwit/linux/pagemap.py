@@ -100,12 +100,16 @@ def _scan(pagemap: Fd, start: int, end: int) -> Iterator[tuple[int, int]]:
         return_mask=0,
     )
     while argument.start < end:
+        argument.walk_end = 0
         found = fcntl.ioctl(pagemap, PAGEMAP_SCAN, argument)
         for index in range(found):
             yield int(regions[index].start), int(regions[index].end)
-        if argument.walk_end <= argument.start:
+        # The kernel collects 512 regions at a time. When it goes round more than once and then comes to
+        # the end, walk_end still names an earlier stop, and regions beyond it have been told already.
+        reached = max(argument.walk_end, regions[found - 1].end if found else 0)
+        if reached <= argument.start:
             return
-        argument.start = argument.walk_end
+        argument.start = reached
 
 
 def _walk_table(pagemap: Fd, start: int, end: int) -> Iterator[tuple[int, int]]:

@@ -30,6 +30,7 @@ from godwit.resources.sockets import SO_PEEK_OFF, SO_SNDBUFFORCE, SocketOptions
 from godwit.types import FileId, OwnedFd
 
 _WHAT = "unix socket"
+_NAMELESS = "have the program use TCP, or pairs of socketpair(2)"
 _KINDS = (socket.SOCK_STREAM, socket.SOCK_DGRAM, socket.SOCK_SEQPACKET)
 _MORE = ((socket.SOL_SOCKET, SO_PEEK_OFF),)
 _FILL_BUFFER_BYTES = 2**29
@@ -77,9 +78,11 @@ def _check(file: OpenFile, tree: Tree) -> tuple[UnixSocket, OpenFile | None]:
     """Return the socket and its peer in the tree; refuse what has no peer that moves along."""
     found = _look_up(file)
     if found.state == sockdiag.TCP_LISTEN:
-        raise file.refuse(f"{_WHAT} {_named(found)}", "it listens, and its clients would not find it")
+        raise file.refuse(
+            f"{_WHAT} {_named(found)}", "it listens, and its clients would not find it", _NAMELESS
+        )
     if found.name is not None:
-        raise file.refuse(f"{_WHAT} {_named(found)}", "sockets with a name are not carried")
+        raise file.refuse(f"{_WHAT} {_named(found)}", "sockets with a name are not carried", _NAMELESS)
     refuse_outside_holders(file, tree, _WHAT)
     if not found.peer:
         return found, None
