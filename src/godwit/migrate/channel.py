@@ -65,7 +65,11 @@ def drain(connection: socket.socket) -> None:
 
 def has_word(fd: int) -> bool:
     """Tell whether a descriptor can be read, or its stream has ended."""
-    return bool(select.select([fd], [], [], 0)[0])
+    if fd < 0:
+        return True  # Closed at our side: the stream has ended, and a read will say so.
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    return bool(poll.poll(0))
 
 
 class SocketPipe:
