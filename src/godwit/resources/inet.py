@@ -251,7 +251,8 @@ def restore(entry: InetEntry, context: RestoreContext) -> Mapping[FileId, OwnedF
         except OSError as error:
             raise DestinationError(
                 f"cannot bind {entry.host} port {entry.port}: {error.strerror}",
-                remedy="give the destination that address, or end what uses the port there",
+                remedy="give the destination that address, or end what uses the port there; without"
+                " SO_REUSEADDR connections that have ended hold the port for a minute",
             ) from error
         return {entry.file_id: OwnedFd(sock.detach())}
 
