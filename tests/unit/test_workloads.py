@@ -267,7 +267,8 @@ SABOTAGE: tuple[tuple[str, Callable[[Running], None], str], ...] = (
     ("fds_c", kill_child, "Broken pipe|talk|read"),
     ("tree_py", kill_child, "BrokenPipeError|proc|No such process|does not answer"),
     ("tree_sh", kill_child, "is in state Z|is gone|the clock left another status"),
-    ("numpy_py", flip_memory, "block 0 sums to"),
+    # The bit may also flip in what is on its way to the child.
+    ("numpy_py", flip_memory, "block 0 sums to|the child said"),
     ("numpy_py", kill_child, "BrokenPipe|the child said"),
     ("log_py", append_line, "appended"),
     ("log_py", double_log_line, "log: line 2 is"),
