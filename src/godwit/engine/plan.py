@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import select
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final
@@ -36,6 +35,7 @@ from godwit.errors import (
     UnsupportedStateError,
 )
 from godwit.linux import pagemap
+from godwit.linux.pause import pause
 from godwit.procfs import stat, status, tasks
 from godwit.procfs.maps import Mapping
 from godwit.resources import fdtable, memory, registry
@@ -115,7 +115,7 @@ def _stat_twice(pid: Pid) -> stat.TaskStat:
     try:
         return stat.read(pid)
     except ProcessLookupError:
-        select.select([], [], [], PAUSE_S)
+        pause(PAUSE_S)
         return stat.read(pid)
 
 
@@ -180,7 +180,7 @@ def looked_at(pid: Pid, memory_: views.Memory) -> Plan:
     for _ in range(LOOKS - 1):
         if found.movable:
             break
-        select.select([], [], [], PAUSE_S)
+        pause(PAUSE_S)
         memory_.outside = None
         _, found = views.settled(pid, memory_, plan)
     return found
@@ -223,7 +223,7 @@ def frozen(
             if not tries_left:
                 found.obey()
         check()
-        select.select([], [], [], PAUSE_S)
+        pause(PAUSE_S)
 
 
 def plan_frozen(tree: TreeView) -> Plan:

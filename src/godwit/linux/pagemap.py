@@ -17,13 +17,10 @@ from typing import Final
 from godwit.types import PAGE_SIZE, Fd
 
 PAGEMAP_SCAN: Final = 0xC0606610
-PAGE_IS_WPALLOWED: Final = 1 << 0
-PAGE_IS_WRITTEN: Final = 1 << 1
 PAGE_IS_FILE: Final = 1 << 2
 PAGE_IS_PRESENT: Final = 1 << 3
 PAGE_IS_SWAPPED: Final = 1 << 4
 PAGE_IS_PFNZERO: Final = 1 << 5
-PAGE_IS_HUGE: Final = 1 << 6
 PAGE_IS_GUARD: Final = 1 << 8
 
 _REGIONS: Final = 4096

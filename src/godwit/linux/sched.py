@@ -10,7 +10,6 @@ from godwit.linux import abi
 from godwit.types import Tid
 
 IOPRIO_WHO_PROCESS: Final = 1
-SCHED_DEADLINE: Final = 6
 
 
 class SchedAttr(ctypes.Structure):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import select
 import stat as stat_module
 import time
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ import xxhash
 
 from godwit.errors import ImageError, Refusal
 from godwit.linux.arch import MACHINE
+from godwit.linux.pause import pause
 from godwit.migrate.entries import HeaderEntry
 from godwit.procfs import cpuinfo, maps, stat, status
 from godwit.resources import limits, memory, pathfile, regular
@@ -22,6 +22,7 @@ from godwit.types import PAGE_SIZE, Pid
 CAP_SYS_RESOURCE: Final = 24
 _PID_LIMIT: Final = 1 << 22  # PID_MAX_LIMIT
 _REAPED_WITHIN_S: Final = 2.0
+_AGAIN_S: Final = 0.005
 
 # What a program may have found with CPUID and chosen code for. Flags that only the kernel uses differ
 # between machines without harm.
@@ -236,5 +237,5 @@ def _free_soon(tid: int) -> bool:
                 return False
         except ProcessLookupError:
             continue
-        select.select([], [], [], 0.005)
+        pause(_AGAIN_S)
     return True

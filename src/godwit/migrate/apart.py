@@ -20,6 +20,7 @@ from typing import Any, Final, Generic, NoReturn, TypeVar
 import msgspec
 
 from godwit.errors import GodwitError, InternalError, MigrationError, Survivor
+from godwit.linux.pause import pause
 from godwit.migrate.entries import ErrorEntry, error_entry, error_from
 from godwit.migrate.report import Progress, ProgressEvent
 
@@ -65,7 +66,7 @@ class Line(Generic[Result]):
 
     def wait(self, seconds: float) -> None:
         """Let some time pass. The parent's wish to stop does not end it."""
-        select.select([], [], [], seconds)
+        pause(seconds)
 
     def _send(self, kind: bytes, body: bytes) -> None:
         try:
