@@ -8,161 +8,38 @@ what belongs to the process; then what each thread must do for itself; registers
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from godwit.engine import finish, latecomers, space
-from godwit.engine import stub as stubs
-from godwit.engine.family import Family, raise_family
+from godwit.engine.groundwork import Groundwork
 from godwit.engine.latecomers import LateSignal
 from godwit.engine.openpaths import OpenPaths
-from godwit.engine.stub import Stub, Transfer
+from godwit.engine.stub import Stub
 from godwit.errors import DestinationError, ImageError, NoProcessError
-from godwit.linux import clone, mem, ptrace
-from godwit.procfs import maps, status
-from godwit.resources import fdtable, memory, objects, signals
+from godwit.linux import ptrace
+from godwit.procfs import status
+from godwit.resources import fdtable, objects, signals
 from godwit.resources.base import FileKind
-from godwit.resources.objects import ObjectEntry
-from godwit.resources.outline import OutlineEntry, mapped_files, outline_of, same_family
+from godwit.resources.outline import outline_of
 from godwit.resources.process import ProcessEntry, ProcessState, TreeEntry
 from godwit.tracee import calls
-from godwit.tracee.calls import WORKSHOP_BYTES
 from godwit.tracee.task import Tracee
 from godwit.types import Fd, FileId, OwnedFd, Pid
 
 
 @dataclass(slots=True)
-class Builder:
+class Builder(Groundwork):
     """A tree under construction. `destroy` undoes everything at any time before `release`."""
 
-    in_pod: bool
-    status_fd: Fd | None = None  # gets (pid, wait status) of what a pod's init reaps
     clock_shift_ns: int = 0  # how far the tree's CLOCK_MONOTONIC is ahead of ours
     clock_jump_ns: int = 0  # how far, at most, it has jumped ahead on the way: sleeps last so much longer
-    transfer: Transfer = field(default_factory=Transfer.open)
-    family: Family | None = None
-    shape: OutlineEntry | None = None
     tree: TreeEntry | None = None
-    objects: dict[int, tuple[ObjectEntry, OwnedFd]] = field(
-        default_factory=dict[int, tuple[ObjectEntry, OwnedFd]]
-    )
     files: dict[FileId, OwnedFd] = field(default_factory=dict[FileId, OwnedFd])
     _held: list[Stub] = field(default_factory=list[Stub])
     _parked: bool = False
-
-    # --- making -------------------------------------------------------------------------------
-
-    def prepare(self, shape: OutlineEntry) -> None:
-        """Make the processes, threads and mappings of a tree, empty. May be done again, differently."""
-        if self.family is not None and self.shape is not None and same_family(self.shape, shape):
-            self._remap(shape)
-        else:
-            self._discard()
-            self._spawn(shape)
-        self.shape = shape
-
-    def _spawn(self, shape: OutlineEntry) -> None:
-        spans = [[(vma.start, vma.end) for vma in space_.vmas] for space_ in shape.spaces]
-        seed_task = self._seed(shape)
-        try:
-            own = [(mapping.start, mapping.end) for mapping in maps.read_maps(seed_task.pid)]
-            workshop_at = memory.free_range([*spans, own], WORKSHOP_BYTES)
-            inner = 1 if self.in_pod else self._seed_pid(shape)
-            founder = stubs.seed_stub(inner, seed_task, self.transfer, workshop_at)
-        except BaseException:
-            stubs.kill(seed_task)
-            raise
-        self.family = Family(shape.identities, founder)
-        raise_family(self.family, in_pod=self.in_pod)
-        with OpenPaths(shape) as paths:
-            self._make_objects(shape)
-            by_pid = {identity.pid: identity for identity in shape.identities}
-            for space_ in shape.spaces:
-                stub = self.family.stubs[space_.pid]
-                stubs.clone_threads(stub, by_pid[space_.pid].tids[1:])
-                space.clear(stub)
-                space.map_all(stub, space_.vmas, paths.open, self.memory_object)
-                space.populate(stub, space_.vmas, space_.resident)
-
-    def _seed_pid(self, shape: OutlineEntry) -> int:
-        """Choose whom to fork first outside a pod: the root, or a leader it lacks."""
-        root = shape.identities[0]
-        if root.sid in (root.pid, 0, os.getsid(0)) or _alive(root.sid):
-            return root.pid
-        return root.sid
-
-    def _seed(self, shape: OutlineEntry) -> Tracee:
-        flags = clone.CLONE_NEWPID if self.in_pod else 0
-        pids = [] if self.in_pod else [Pid(self._seed_pid(shape))]
-        return stubs.make_seed(
-            self.transfer,
-            pids=pids,
-            flags=flags,
-            status_fd=self.status_fd if self.in_pod else None,
-            new_session=self.in_pod,
-        )
-
-    def _remap(self, shape: OutlineEntry) -> None:
-        """Bring mappings up to date that changed since the tree was prepared."""
-        assert self.family is not None
-        assert self.shape is not None
-        same_objects = self.shape.objects == shape.objects
-        self._make_objects(shape)
-        for before, now in zip(self.shape.spaces, shape.spaces, strict=True):
-            same_files = mapped_files(self.shape, before) == mapped_files(shape, now)
-            if before.vmas == now.vmas and same_files and same_objects:
-                continue
-            stub = self.family.stubs[now.pid]
-            with OpenPaths(shape) as paths:
-                space.clear(stub)
-                space.map_all(stub, now.vmas, paths.open, self.memory_object)
-
-    def _make_objects(self, shape: OutlineEntry) -> None:
-        wanted = {entry.object_id: entry for entry in shape.objects}
-        for object_id, (entry, _) in list(self.objects.items()):
-            if wanted.get(object_id) != entry:
-                objects.discard(*self.objects.pop(object_id))
-        for entry in shape.objects:
-            if entry.object_id not in self.objects:
-                self.objects[entry.object_id] = (entry, objects.restore(entry))
-
-    def memory_object(self, object_id: int) -> OwnedFd:
-        """Return a memory object of the tree. Raises ImageError when there is none of that id."""
-        try:
-            return self.objects[object_id][1]
-        except KeyError:
-            raise ImageError(f"the image refers to memory object {object_id}, which it lacks") from None
-
-    # --- pages --------------------------------------------------------------------------------
-
-    def write_process_pages(self, index: int, runs: Sequence[tuple[int, int]], data: memoryview) -> None:
-        """Write pages of the process at `index` of the tree. Raises ImageError for a foreign address."""
-        assert self.family is not None
-        assert self.shape is not None
-        if not 0 <= index < len(self.shape.spaces):
-            raise ImageError(f"pages for process {index}, of which there are {len(self.shape.spaces)}")
-        space_ = self.shape.spaces[index]
-        stub = self.family.stubs[space_.pid]
-        space.check_runs(space_.vmas, runs)
-        mem.write_all(stub.pid, stub.workshop.memory, runs, data)
-
-    def write_object_pages(self, object_id: int, runs: Sequence[tuple[int, int]], data: memoryview) -> None:
-        """Write pages of a memory object; what lies beyond its end is dropped."""
-        assert self.shape is not None
-        if object_id not in self.objects:
-            raise ImageError(f"pages for memory object {object_id}, which the image lacks")
-        entry, made = self.objects[object_id]
-        fd = made.number
-        at = 0
-        for start, end in runs:
-            length = min(end, entry.size_bytes) - start
-            if start < 0 or length <= 0:
-                raise ImageError(f"page at {start:#x} beyond the end of memory object {object_id}")
-            os.pwritev(fd, [data[at : at + length]], start)
-            at += end - start
 
     # --- the rest -----------------------------------------------------------------------------
 
@@ -194,6 +71,9 @@ class Builder:
         assert self.family is not None
         assert self.tree is not None
         lockers = {lock.holder for lock in self.tree.locks}
+        if self.reshaped:
+            for entry in self.tree.processes:
+                space.verify(self.family.stubs[entry.identity.pid], entry.memory.vmas)
         for kept, made in self.objects.values():
             objects.seal(kept, made.number)
         for entry in self.tree.processes:
@@ -325,28 +205,9 @@ class Builder:
 
     def destroy(self) -> None:
         """Kill everything that was made. Nothing of it has run."""
+        self._held.clear()
         self._discard()
         self._close()
-
-    def _discard(self) -> None:
-        """Kill the stubs, children before the pod's init, whose death would wait for them."""
-        family, self.family, self.shape = self.family, None, None
-        self._held.clear()
-        for fd in self.files.values():
-            fd.close()
-        for entry, made_object in self.objects.values():
-            objects.discard(entry, made_object)
-        self.files.clear()
-        self.objects.clear()
-        if family is None:
-            return
-        made = [*family.stubs.values(), *(stub for stub, _ in family.placeholders.values())]
-        if all(stub is not family.founder for stub in made):
-            made.append(family.founder)
-        for stub in made:
-            for task in [*stub.threads.values()][::-1]:
-                stubs.kill(task)
-            stub.close()
 
     def _close(self) -> None:
         self.transfer.close()
@@ -372,10 +233,6 @@ class _FileContext:
 
     def memory_object(self, object_id: int) -> OwnedFd:
         return self._builder.memory_object(object_id)
-
-
-def _alive(pid: int) -> bool:
-    return os.path.exists(f"/proc/{pid}")
 
 
 def _let_go(task: Tracee, number: int) -> None:

@@ -18,7 +18,8 @@ from godwit.engine.stub import Stub
 from godwit.errors import BusyError, DestinationError, Refusal, RefusedError
 from godwit.linux import ptrace
 from godwit.resources.process import IdentityEntry, ProcessState
-from godwit.tracee.task import ALL_SIGNALS
+from godwit.tracee.task import ALL_SIGNALS, Tracee
+from godwit.types import Tid
 
 _WALL = 0x40000000
 
@@ -231,10 +232,33 @@ def _end(family: Family, identity: IdentityEntry) -> None:
     stub.close()
 
 
+def adapt_threads(family: Family, identities: tuple[IdentityEntry, ...]) -> None:
+    """Give every process the threads that it has by now. Who is a process, and whose child, is the same."""
+    family.identities = identities
+    for identity in identities:
+        if identity.state is ProcessState.ZOMBIE:
+            continue
+        stub = family.stubs[identity.pid]
+        for gone in [inner for inner in stub.threads if inner not in identity.tids]:
+            _end_thread(stub, stub.threads.pop(gone))
+        stubs.clone_threads(stub, [tid for tid in identity.tids if tid not in stub.threads])
+
+
+def _end_thread(stub: Stub, task: Tracee) -> None:
+    batch = stub.batch(task)
+    batch.add("exit", 0)
+    batch.enter()
+    _run_until_exited(task.tid)
+
+
 def _run_to_the_end(stub: Stub) -> None:
-    ptrace.resume(stub.task.tid)
+    _run_until_exited(stub.task.tid)
+
+
+def _run_until_exited(tid: Tid) -> None:
+    ptrace.resume(tid)
     while True:
-        stop = ptrace.wait_stop(stub.task.tid)
+        stop = ptrace.wait_stop(tid)
         if stop.exited:
             return
-        ptrace.resume(stub.task.tid, 0 if stop.event else stop.signal)
+        ptrace.resume(tid, 0 if stop.event else stop.signal)

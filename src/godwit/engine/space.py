@@ -8,6 +8,9 @@ import os
 from collections.abc import Callable, Sequence
 from typing import Final
 
+from godwit.engine import ranges
+from godwit.engine.ranges import Range, Ranges
+from godwit.engine.reshape import Reshape
 from godwit.engine.stub import Stub
 from godwit.errors import DestinationError, ImageError
 from godwit.linux import mman
@@ -20,6 +23,7 @@ from godwit.types import PAGE_SIZE, Fd, OwnedFd
 
 _CALLS_PER_BATCH: Final = 500
 _POPULATE_BYTES: Final = 64 << 20
+_ZEROES: Final = bytes(1 << 20)
 _KERNEL_ORDER: Final = (b"[vvar]", b"[vvar_vclock]", b"[vdso]")
 
 
@@ -54,6 +58,15 @@ def map_all(
         open_object: Object id to the object.
     """
     _move_kernel_mappings(stub, vmas)
+    _map(stub, vmas, open_path, open_object)
+
+
+def _map(
+    stub: Stub,
+    vmas: Sequence[VmaEntry],
+    open_path: Callable[[int, int], Fd],
+    open_object: Callable[[int], OwnedFd],
+) -> None:
     numbers = _deliver(stub, vmas, open_path, open_object)
     mapped = [vma for vma in vmas if vma.backing is not Backing.KERNEL]
     for first in range(0, len(mapped), _CALLS_PER_BATCH):
@@ -78,6 +91,79 @@ def map_all(
                 batch = stub.batch()
             memory.restore_advice(vma, batch)
     batch.run()
+
+
+def apply(
+    stub: Stub,
+    change: Reshape,
+    vmas: Sequence[VmaEntry],
+    open_path: Callable[[int, int], Fd],
+    open_object: Callable[[int], OwnedFd],
+) -> None:
+    """Change an address space that was mapped before; `vmas` is all of what it then holds."""
+    taken = [(vma.start, vma.end) for vma in vmas]
+    if ranges.intersect(ranges.union(taken), [_workshop_range(stub)]):
+        own = [(mapping.start, mapping.end) for mapping in maps.read_maps(stub.pid)]
+        stub.move_workshop(memory.free_range([[*taken, *own]], WORKSHOP_BYTES))
+    batch = stub.batch()
+    for start, end in change.unmap:
+        batch.make_room()
+        batch.add("munmap", start, end - start)
+    for start, end, protection in change.protect:
+        batch.make_room()
+        batch.add("mprotect", start, end - start, protection)
+    batch.run()
+    if not change.kept:
+        _move_kernel_mappings(stub, vmas)
+    _map(stub, change.map, open_path, open_object)
+
+
+def _workshop_range(stub: Stub) -> Range:
+    return (stub.workshop.address, stub.workshop.address + WORKSHOP_BYTES)
+
+
+def drop(stub: Stub, vmas: Sequence[VmaEntry], runs: Ranges, *, zero: bool) -> None:
+    """Have pages be as if never written. With `zero` they are to read as zeroes, whatever lies below."""
+    below = [(vma.start, vma.end) for vma in vmas if vma.backing is Backing.FILE] if zero else []
+    batch = stub.batch()
+    for start, end in ranges.subtract(runs, below):
+        batch.make_room()
+        batch.add("madvise", start, end - start, mman.MADV_DONTNEED)
+    batch.run()
+    for start, end in ranges.intersect(runs, below):
+        for at in range(start, end, len(_ZEROES)):
+            os.pwrite(stub.workshop.memory.number, _ZEROES[: end - at], at)
+
+
+def verify(stub: Stub, vmas: Sequence[VmaEntry]) -> None:
+    """See that the address space is what it should be, mapping by mapping.
+
+    Raises:
+        DestinationError: It is not.
+    """
+    workshop = [_workshop_range(stub)]
+    ours = [
+        (mapping.start, mapping.end, memory.protection_of(mapping))
+        for mapping in maps.read_maps(stub.pid)
+        if mapping.path != "[vsyscall]" and not ranges.intersect(workshop, [(mapping.start, mapping.end)])
+    ]
+    wanted = [(vma.start, vma.end, vma.protection) for vma in vmas]
+    if _joined(ours) != _joined(wanted):
+        raise DestinationError(
+            f"the address space of pid {stub.inner} came out different from the source's",
+            remedy="move it with --strategy stopcopy",
+        )
+
+
+def _joined(parts: Sequence[tuple[int, int, int]]) -> list[tuple[int, int, int]]:
+    """Join neighbours of one protection: where the kernel cuts between them may differ."""
+    joined: list[tuple[int, int, int]] = []
+    for start, end, protection in parts:
+        if joined and joined[-1][1:] == (start, protection):
+            joined[-1] = (joined[-1][0], end, protection)
+        else:
+            joined.append((start, end, protection))
+    return joined
 
 
 def populate(stub: Stub, vmas: Sequence[VmaEntry], runs: Sequence[tuple[int, int]]) -> None:

@@ -125,6 +125,13 @@ class Stub:
             )
         return list(struct.unpack_from(f"<{count}i", raw, _CMSG_HEADER_BYTES))
 
+    def move_workshop(self, address: int) -> None:
+        """Make calls from another place from now on: its old one is needed."""
+        before = self.workshop
+        self.workshop = map_workshop(self.task, address)
+        before.unmap(self.task)
+        before.close()
+
     def close(self) -> None:
         """Close our descriptors for it."""
         self.workshop.close()

@@ -11,12 +11,16 @@ import ctypes
 import errno
 import fcntl
 import os
+import struct
 from collections.abc import Iterator
 from typing import Final
 
 from godwit.types import PAGE_SIZE, Fd
 
 PAGEMAP_SCAN: Final = 0xC0606610
+PM_SCAN_WP_MATCHING: Final = 1
+PM_SCAN_CHECK_WPASYNC: Final = 2
+PAGE_IS_WRITTEN: Final = 1 << 1
 PAGE_IS_FILE: Final = 1 << 2
 PAGE_IS_PRESENT: Final = 1 << 3
 PAGE_IS_SWAPPED: Final = 1 << 4
@@ -24,6 +28,7 @@ PAGE_IS_PFNZERO: Final = 1 << 5
 PAGE_IS_GUARD: Final = 1 << 8
 
 _REGIONS: Final = 4096
+_REGION: Final = struct.Struct("<QQQ")
 _TABLE_PRESENT: Final = 1 << 63
 _TABLE_SWAPPED: Final = 1 << 62
 _TABLE_FILE: Final = 1 << 61
@@ -82,25 +87,91 @@ def has_guard_pages(pagemap: Fd, start: int, end: int) -> bool:
         raise
 
 
+def scan_written(pagemap: Fd, start: int, end: int) -> list[tuple[int, int]]:
+    """List the runs of pages without write protection in a tracked range: written, or not there at all.
+
+    The kernel's quick way: 0.3 ms for a GiB of small pages that nobody has written.
+
+    Raises:
+        PermissionError: Part of the range is not tracked (userfaultfd WP_ASYNC).
+    """
+    regions = _regions(
+        pagemap,
+        start,
+        end,
+        flags=PM_SCAN_CHECK_WPASYNC,
+        mask=PAGE_IS_WRITTEN,
+        returned=PAGE_IS_WRITTEN,
+    )
+    return [(first, beyond) for first, beyond, _ in regions]
+
+
+def scan_present(
+    pagemap: Fd, start: int, end: int, *, written: bool, protect: bool
+) -> Iterator[tuple[int, int, bool]]:
+    """Yield (start, end, own) runs of pages that are there; `own` as `scan_private` means it.
+
+    Args:
+        pagemap: Of a process.
+        start: Of the range.
+        end: Of the range.
+        written: Only those without write protection.
+        protect: Protect what is found, so that the next write to it shows. Holes are left alone: to
+            protect them the kernel makes page tables.
+
+    Raises:
+        PermissionError: With `protect`, part of the range is not tracked.
+    """
+    regions = _regions(
+        pagemap,
+        start,
+        end,
+        flags=PM_SCAN_CHECK_WPASYNC | PM_SCAN_WP_MATCHING if protect else 0,
+        mask=PAGE_IS_WRITTEN if written else 0,
+        anyof=PAGE_IS_PRESENT | PAGE_IS_SWAPPED,
+        returned=PAGE_IS_FILE | PAGE_IS_PFNZERO,
+    )
+    for first, beyond, categories in regions:
+        yield first, beyond, not categories
+
+
 def _scan(pagemap: Fd, start: int, end: int) -> Iterator[tuple[int, int]]:
+    # Not the file's and not the zero page; present or swapped.
+    not_own = PAGE_IS_FILE | PAGE_IS_PFNZERO
+    anyof = PAGE_IS_PRESENT | PAGE_IS_SWAPPED
+    for first, beyond, _ in _regions(pagemap, start, end, inverted=not_own, mask=not_own, anyof=anyof):
+        yield first, beyond
+
+
+def _regions(  # noqa: PLR0913  # the fields of the kernel's structure
+    pagemap: Fd,
+    start: int,
+    end: int,
+    *,
+    flags: int = 0,
+    inverted: int = 0,
+    mask: int = 0,
+    anyof: int = 0,
+    returned: int = 0,
+) -> Iterator[tuple[int, int, int]]:
+    """Yield (start, end, categories) regions as the masks of `struct pm_scan_arg` choose them."""
     regions = (PageRegion * _REGIONS)()
     argument = PmScanArg(
         size=ctypes.sizeof(PmScanArg),
+        flags=flags,
         start=start,
         end=end,
         vec=ctypes.addressof(regions),
         vec_len=_REGIONS,
-        # Not the file's and not the zero page; present or swapped.
-        category_inverted=PAGE_IS_FILE | PAGE_IS_PFNZERO,
-        category_mask=PAGE_IS_FILE | PAGE_IS_PFNZERO,
-        category_anyof_mask=PAGE_IS_PRESENT | PAGE_IS_SWAPPED,
-        return_mask=0,
+        category_inverted=inverted,
+        category_mask=mask,
+        category_anyof_mask=anyof,
+        return_mask=returned,
     )
     while argument.start < end:
         argument.walk_end = 0
         found = fcntl.ioctl(pagemap, PAGEMAP_SCAN, argument)
-        for index in range(found):
-            yield int(regions[index].start), int(regions[index].end)
+        yield from _REGION.iter_unpack(memoryview(regions).cast("B")[: found * _REGION.size])
         # The kernel collects 512 regions at a time. When it goes round more than once and then comes to
         # the end, walk_end still names an earlier stop, and regions beyond it have been told already.
         reached = max(argument.walk_end, regions[found - 1].end if found else 0)

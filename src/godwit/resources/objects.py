@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from godwit.errors import DestinationError
-from godwit.linux import mman
+from godwit.linux import abi, mman
 from godwit.types import PAGE_SIZE, Fd, OwnedFd, page_ceil, page_floor
 
 F_ADD_SEALS: Final = 1033
@@ -30,6 +30,8 @@ _SEAL_EXEC: Final = 0x20
 _MFD_CLOEXEC: Final = 1
 _MFD_ALLOW_SEALING: Final = 2
 _F_SEAL_SEAL: Final = 1
+_PUNCH_HOLE: Final = 3  # FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE
+_ZEROES: Final = bytes(1 << 16)
 
 
 class ObjectKind(enum.StrEnum):
@@ -99,9 +101,7 @@ def restore(entry: ObjectEntry) -> OwnedFd:
         with contextlib.ExitStack() as guard:
             guard.enter_context(fd)
             os.ftruncate(fd.number, entry.size_bytes)
-            if entry.kind is not ObjectKind.SHARED_ANONYMOUS:
-                os.fchown(fd.number, entry.uid, entry.gid)
-                os.fchmod(fd.number, entry.mode & 0o7777)
+            _set_attributes(entry, fd.number)
             return fd.release()
     except OSError as error:
         raise DestinationError(
@@ -109,6 +109,34 @@ def restore(entry: ObjectEntry) -> OwnedFd:
             f" {error.strerror}",
             remedy="make room at the destination, or choose another machine",
         ) from error
+
+
+def resized(before: ObjectEntry, now: ObjectEntry, fd: Fd) -> bool:
+    """Bring an object to another size and mode, if it still is the same; tell whether that was done."""
+    if (before.kind, before.name) != (now.kind, now.name):
+        return False
+    if before == now:
+        return True
+    os.ftruncate(fd, now.size_bytes)
+    _set_attributes(now, fd)
+    return True
+
+
+def punch_hole(fd: Fd, start: int, length: int) -> None:
+    """Give up a stretch of the object's content: it reads as zeroes. fallocate(2)."""
+    abi.syscall("fallocate", fd, _PUNCH_HOLE, start, length)
+
+
+def write_zeroes(fd: Fd, start: int, length: int) -> None:
+    """Write zeroes, as data and not as a hole."""
+    for at in range(start, start + length, len(_ZEROES)):
+        os.pwrite(fd, _ZEROES[: start + length - at], at)
+
+
+def _set_attributes(entry: ObjectEntry, fd: Fd) -> None:
+    if entry.kind is not ObjectKind.SHARED_ANONYMOUS:
+        os.fchown(fd, entry.uid, entry.gid)
+        os.fchmod(fd, entry.mode & 0o7777)
 
 
 def seal(entry: ObjectEntry, fd: Fd) -> None:

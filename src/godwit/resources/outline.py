@@ -8,7 +8,7 @@ from godwit.resources.limits import LimitsEntry
 from godwit.resources.memory import VmaEntry
 from godwit.resources.objects import ObjectEntry
 from godwit.resources.pathfile import PathFileEntry
-from godwit.resources.process import IdentityEntry, ProcessState, TreeEntry
+from godwit.resources.process import IdentityEntry, TreeEntry
 from godwit.resources.regular import RegularEntry
 
 
@@ -65,29 +65,3 @@ def outline_of(tree: TreeEntry) -> OutlineEntry:
         path_files=tree.path_files,
         objects=tree.objects,
     )
-
-
-def same_family(before: OutlineEntry, now: OutlineEntry) -> bool:
-    """Tell whether two outlines have the same processes and threads, standing to each other alike."""
-    return _family_part(before) == _family_part(now)
-
-
-def _family_part(shape: OutlineEntry) -> list[tuple[object, ...]]:
-    return [
-        (
-            identity.pid,
-            identity.ppid,
-            identity.pgid,
-            identity.sid,
-            identity.exit_signal,
-            identity.state is ProcessState.ZOMBIE,
-            identity.wait_status,
-            identity.tids,
-        )
-        for identity in shape.identities
-    ]
-
-
-def mapped_files(shape: OutlineEntry, space_: SpaceEntry) -> list[object]:
-    """Return the path that each mapping maps, None where none: indexes differ between outlines."""
-    return [shape.path_files[vma.file].path if vma.file >= 0 else None for vma in space_.vmas]

@@ -1,0 +1,245 @@
+"""Which pages a running program has changed: write protection that never stops it.
+
+userfaultfd(2) with UFFD_FEATURE_WP_ASYNC, made by an injected call and used from outside; ioctl
+PAGEMAP_SCAN tells what was written and protects it again. The first write to a page after that costs the
+program 1-2 µs, and nothing else does. Closing the descriptor, or our death, ends it without a trace.
+
+What the kernel drops without a word (munmap and mmap at the same place, mremap, exec) shows as a range
+that is not tracked any more: it counts as new, and everything in it is told once more.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from godwit.engine import freeze, ranges
+from godwit.engine.freeze import FrozenTree
+from godwit.engine.ranges import Range, Ranges
+from godwit.engine.view import ProcessView
+from godwit.linux import pagemap, pidfd, userfaultfd
+from godwit.resources import memory
+from godwit.tracee import calls
+from godwit.tracee.task import Tracee
+from godwit.types import Fd, OwnedFd, Pid
+
+# Holes this small between written runs are walked through rather than round.
+_GAP_BYTES: Final = 1 << 20
+_FEATURES: Final = userfaultfd.UFFD_FEATURE_WP_ASYNC | userfaultfd.UFFD_FEATURE_WP_HUGETLBFS_SHMEM
+_FLAGS: Final = os.O_CLOEXEC | os.O_NONBLOCK | userfaultfd.UFFD_USER_MODE_ONLY
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """What a scan has found since the one before, of one address space."""
+
+    dirty: list[Range]  # pages of its own, to be sent
+    gone: list[Range]  # pages that may have been sent and are not there any more
+
+
+@dataclass(slots=True)
+class Tracked:
+    """The address space of one process under watch."""
+
+    pid: Pid
+    image: tuple[int, ...]  # tells one program from the next that exec(2) puts in its place
+    uffd: OwnedFd
+    pagemap: OwnedFd
+    covered: list[Range] = field(default_factory=list[Range])
+    """What is tracked, and whose pages have all been told."""
+    _holes: set[Range] = field(default_factory=set[Range])
+
+    def close(self) -> None:
+        """End the watch."""
+        self.uffd.close()
+        self.pagemap.close()
+
+    def forget(self, lost: Ranges) -> None:
+        """Have everything in these ranges told again."""
+        self.covered = ranges.subtract(self.covered, lost)
+
+    def scan(self, spans: Ranges, *, protect: bool) -> Changes:
+        """Tell what has changed since the last scan.
+
+        Args:
+            spans: The private mappings, one range each, as they are now.
+            protect: The program runs on: what it writes from now on is for the next scan. Without, it is
+                stopped, and this is the last one.
+        """
+        changes = Changes([], [])
+        self.covered = ranges.intersect(self.covered, ranges.union(spans))
+        for group in _neighbours(spans):
+            whole = (group[0][0], group[-1][1])
+            if ranges.intersect([whole], self.covered) == [whole] and self._scan_covered(
+                whole, changes, protect=protect
+            ):
+                continue
+            for span in group:
+                self._scan_mapping(span, changes, protect=protect)
+        return changes
+
+    def written_bytes(self) -> int:
+        """Estimate how much a scan would find now. Changes nothing."""
+        found = 0
+        for start, end in self.covered:
+            with contextlib.suppress(PermissionError):
+                runs = pagemap.scan_written(self.pagemap.number, start, end)
+                found += ranges.total(run for run in runs if run not in self._holes)
+        return found
+
+    def _scan_mapping(self, span: Range, changes: Changes, *, protect: bool) -> None:
+        for piece in ranges.intersect([span], self.covered):
+            if not self._scan_covered(piece, changes, protect=protect):
+                self.covered = ranges.subtract(self.covered, [piece])
+        for piece in ranges.subtract([span], self.covered):
+            self._scan_new(span, piece, changes, protect=protect)
+
+    def _scan_covered(self, span: Range, changes: Changes, *, protect: bool) -> bool:
+        """Scan a range that was tracked; tell whether it still is."""
+        try:
+            written = pagemap.scan_written(self.pagemap.number, *span)
+            own: list[Range] = []
+            for start, end in ranges.coalesce(written, _GAP_BYTES):
+                found = pagemap.scan_present(self.pagemap.number, start, end, written=True, protect=protect)
+                own += [(first, beyond) for first, beyond, is_own in found if is_own]
+        except PermissionError:
+            return False
+        changes.dirty.extend(own)
+        holes = ranges.subtract(written, own)
+        changes.gone.extend(hole for hole in holes if hole not in self._holes)
+        # A hole that has not changed since it was told need not be told again.
+        self._holes.difference_update(written)
+        self._holes.update(holes)
+        return True
+
+    def _scan_new(self, mapping: Range, piece: Range, changes: Changes, *, protect: bool) -> None:
+        """Begin to track a range, and tell everything in it. One that cannot be tracked waits for the end."""
+        if protect:
+            try:
+                userfaultfd.register(self.uffd.number, *mapping, userfaultfd.UFFDIO_REGISTER_MODE_WP)
+                found = list(pagemap.scan_present(self.pagemap.number, *piece, written=False, protect=True))
+            except OSError:
+                return
+            self.covered = ranges.union([*self.covered, piece])
+        else:
+            found = list(pagemap.scan_present(self.pagemap.number, *piece, written=False, protect=False))
+        changes.gone.append(piece)
+        changes.dirty.extend((start, end) for start, end, own in found if own)
+        self._holes.update(ranges.subtract([piece], [(start, end) for start, end, _ in found]))
+
+
+def _neighbours(spans: Ranges) -> Iterator[list[Range]]:
+    """Yield the mappings in groups without a gap: one call scans a group."""
+    group: list[Range] = []
+    for span in spans:
+        if group and span[0] != group[-1][1]:
+            yield group
+            group = []
+        group.append(span)
+    if group:
+        yield group
+
+
+def spans_of(process: ProcessView) -> list[Range]:
+    """Return the ranges of the mappings whose pages may be the process's own."""
+    return [
+        (mapping.start, mapping.end)
+        for mapping in process.mappings
+        if not mapping.shared and not memory.kernel_owned(mapping) and mapping.path != "[vsyscall]"
+    ]
+
+
+def image_of(process: ProcessView) -> tuple[int, ...]:
+    """Return what tells a program from another that has taken its place."""
+    found = process.stat
+    return (found.starttime, found.start_code, found.start_stack, found.arg_start, found.env_start)
+
+
+def watch(processes: Iterable[ProcessView], tree: FrozenTree) -> list[Tracked]:
+    """Begin to watch stopped processes. Each stays stopped for one injected call.
+
+    Raises:
+        OSError: This kernel cannot: EINVAL, no WP_ASYNC; EPERM, no userfaultfd for us.
+    """
+    made: list[Tracked] = []
+    try:
+        # One by one: what was made before one fails must be closed.
+        made.extend(_watch(process, tree.leader(process.pid)) for process in processes)
+    except BaseException:
+        for each in made:
+            each.close()
+        raise
+    return made
+
+
+def _watch(process: ProcessView, leader: Tracee) -> Tracked:
+    with contextlib.ExitStack() as undo:
+        uffd = undo.enter_context(_made_inside(leader, _FLAGS))
+        userfaultfd.enable(uffd.number, _FEATURES)
+        flags = os.O_RDONLY | os.O_CLOEXEC
+        table = undo.enter_context(OwnedFd(os.open(f"/proc/{process.pid}/pagemap", flags)))
+        undo.pop_all()
+        return Tracked(process.pid, image_of(process), uffd, table)
+
+
+def _made_inside(leader: Tracee, flags: int) -> OwnedFd:
+    """Have a stopped process make a userfaultfd, and take it over."""
+    with calls.opened(leader) as workshop, pidfd.pidfd_open(leader.pid) as process:
+        try:
+            number = workshop.call(leader, "userfaultfd", flags)
+            try:
+                return pidfd.pidfd_getfd(process.number, Fd(number))
+            finally:
+                workshop.call(leader, "close", number)
+        finally:
+            leader.restore()
+
+
+class Watch:
+    """A process tree under watch."""
+
+    def __init__(self) -> None:
+        self._tracked: dict[Pid, Tracked] = {}
+
+    def of(self, process: ProcessView) -> Tracked | None:
+        """Return the watch over a process, None if there is none yet for the program that it runs."""
+        known = self._tracked.get(process.pid)
+        if known is not None and known.image != image_of(process):
+            return None
+        return known
+
+    def update(self, root: Pid, processes: Sequence[ProcessView]) -> None:
+        """Begin to watch who is not yet, and forget who is gone.
+
+        The whole tree is stopped for a moment if somebody is new. Who cannot be watched is left out.
+
+        Raises:
+            OSError: This kernel cannot watch.
+            GodwitError: The tree could not be stopped just now.
+        """
+        pids = {process.pid for process in processes if not process.zombie}
+        for pid in [pid for pid in self._tracked if pid not in pids]:
+            self._tracked.pop(pid).close()
+        new = [process for process in processes if not process.zombie and self.of(process) is None]
+        if not new:
+            return
+        with freeze.frozen(root) as tree:
+            alive = [process for process in new if process.pid in tree.tracees]
+            for made in watch(alive, tree):
+                stale = self._tracked.pop(made.pid, None)
+                if stale is not None:
+                    stale.close()
+                self._tracked[made.pid] = made
+
+    def pids(self) -> frozenset[Pid]:
+        """Return who is watched."""
+        return frozenset(self._tracked)
+
+    def close(self) -> None:
+        """End the watch."""
+        for each in self._tracked.values():
+            each.close()
+        self._tracked.clear()
