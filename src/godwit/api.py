@@ -10,6 +10,8 @@ from godwit.lab import registry
 from godwit.migrate import inspect as inspecting
 from godwit.migrate import receive, settle, source, store, transport
 from godwit.migrate.channel import Channel
+from godwit.migrate.convergence import Strategy
+from godwit.migrate.options import Options
 from godwit.migrate.report import Progress, ProgressEvent, Report, silent
 from godwit.migrate.settle import Recovered
 from godwit.migrate.store import Restored
@@ -54,23 +56,44 @@ def inspect(pid: int, *, to: str | None = None, tcp_close: bool = False) -> Plan
     return inspecting.inspect_for(Pid(pid), plan, _connector(to), tcp_close=tcp_close)
 
 
-def migrate(
+def migrate(  # noqa: PLR0913  # an argument for each option
     pid: int,
     host: str,
     *,
+    strategy: str = "auto",
+    max_freeze_s: float | None = None,
     timeout_s: float | None = None,
+    bandwidth_bytes_per_s: float | None = None,
     tcp_close: bool = False,
+    trace: Path | None = None,
     progress: Progress = silent,
 ) -> Report:
     """Move a process tree to another machine.
+
+    Args:
+        pid: The root of the tree.
+        host: A lab node, user@host over ssh, or tls://host:port.
+        strategy: auto, stopcopy, precopy, postcopy or hybrid.
+        max_freeze_s: Stop the program for no longer, or undo the move.
+        timeout_s: Undo the move if it is not committed by then.
+        bandwidth_bytes_per_s: Send no more than this.
+        tcp_close: TCP connections may break: the program finds them reset.
+        trace: Where to write the timeline of the move.
+        progress: Told where the move stands.
 
     Raises:
         RefusedError: Something cannot be carried; nothing was changed.
         MigrationError: It failed on the way; `survivor` says which copy lives.
     """
-    return source.migrate(
-        Pid(pid), host, _connector(host), timeout_s=timeout_s, tcp_close=tcp_close, progress=progress
+    options = Options(
+        strategy=Strategy(strategy),
+        max_freeze_s=max_freeze_s,
+        timeout_s=timeout_s,
+        bandwidth_bytes_per_s=bandwidth_bytes_per_s,
+        tcp_close=tcp_close,
+        trace=trace,
     )
+    return source.migrate(Pid(pid), host, _connector(host), options, progress=progress)
 
 
 def checkpoint(

@@ -20,6 +20,8 @@ from godwit.errors import GodwitError, MigrationError
 from godwit.linux import abi
 from godwit.migrate import faults, source, transport
 from godwit.migrate.channel import Channel
+from godwit.migrate.convergence import Strategy
+from godwit.migrate.options import Options
 from godwit.migrate.report import silent
 from godwit.types import Pid
 from godwit.wire.frames import FrameKind
@@ -99,7 +101,7 @@ def _migrate(pid: str, host: str, *words: str) -> int:
             Pid(int(pid)),
             host,
             _connector(host, list(words)),
-            timeout_s=None,
+            Options(strategy=Strategy(os.environ.get("GODWIT_TEST_STRATEGY", "auto"))),
             progress=silent,
         )
     except GodwitError as error:

@@ -40,6 +40,11 @@ FRAME_NUMBERS = {
     "ABORT": 12,
     "QUERY": 13,
     "ANSWER": 14,
+    "ZEROES": 15,
+    "COPIES": 16,
+    "PACKED": 17,
+    "DROP": 18,
+    "ROUND": 19,
 }
 FILE_TAGS = {
     "file": 1,

@@ -21,6 +21,7 @@ from tests.workloads.redis_driver import Client, RedisRunning, start
 SMALL = {"numpy_py": ("mib=16",), "calls_c": ("hold_ms=100",), "memory_c": ("answer_ms=1000",)}
 MARKER = bytes((index * 37 + 11) & 255 for index in range(16))
 CHUNK = 16 << 20
+PAGE = 4096
 
 Run = Callable[..., Running]
 
@@ -137,11 +138,42 @@ def flip_memory(running: Running) -> None:
                     continue
                 for match in re.finditer(re.escape(MARKER), content):
                     place = chunk + match.end()
-                    byte = os.pread(memory.fileno(), 1, place) if place < high else b""
-                    if not byte:
-                        continue
-                    found += os.pwrite(memory.fileno(), bytes([byte[0] ^ 0x40]), place)
+                    # Some programs unmap memory all the time.
+                    with contextlib.suppress(OSError):
+                        byte = os.pread(memory.fileno(), 1, place) if place < high else b""
+                        if not byte:
+                            continue
+                        found += os.pwrite(memory.fileno(), bytes([byte[0] ^ 0x40]), place)
     assert found > 0, "no marker in memory"
+
+
+def marked_pages(pid: int) -> dict[int, bytes]:
+    """The content of each page that has the marker where the pages of `pages.h` have it, by address."""
+    pages: dict[int, bytes] = {}
+    with open(f"/proc/{pid}/mem", "rb", buffering=0) as memory:
+        for low, high in writable_ranges(pid):
+            for chunk in range(low, high, CHUNK):
+                with contextlib.suppress(OSError):
+                    content = os.pread(memory.fileno(), min(CHUNK, high - chunk), chunk)
+                    for match in re.finditer(re.escape(MARKER), content):
+                        start = match.start() - len(MARKER)
+                        if start % PAGE == 0:
+                            pages[chunk + start] = content[start : start + PAGE]
+    return pages
+
+
+def bring_back_old_pages(running: Running) -> None:
+    """What a copy that has missed a write does: each page is whole and in its place, and an old one."""
+    pid = running.pid()
+    old = marked_pages(pid)
+    running.wait_alive(more=10)
+    brought_back = 0
+    with open(f"/proc/{pid}/mem", "r+b", buffering=0) as memory:
+        for address, content in old.items():
+            with contextlib.suppress(OSError):
+                if os.pread(memory.fileno(), PAGE, address) != content:
+                    brought_back += os.pwrite(memory.fileno(), content, address)
+    assert brought_back > 0, "no page was rewritten"
 
 
 def stop_and_continue(running: Running) -> None:
@@ -185,6 +217,15 @@ def lengthen_ghost(running: Running) -> None:
     """Add a byte to a deleted file."""
     fd = stolen_fd(running, "/ghost (deleted)")
     os.write(fd, b"x")
+    os.close(fd)
+
+
+def fill_holes(running: Running) -> None:
+    """Write into memfds wherever they are empty."""
+    fd = stolen_fd(running, "/memfd:truncated (deleted)")
+    for place in range(0, os.fstat(fd).st_size, PAGE):
+        if not any(os.pread(fd, PAGE, place)):
+            os.pwrite(fd, b"x", place)
     os.close(fd)
 
 
@@ -265,6 +306,22 @@ SABOTAGE: tuple[tuple[str, Callable[[Running], None], str], ...] = (
     ("fds_c", lengthen_ghost, "st_size gave"),
     ("fds_c", double_event, "eventfd|semaphore|counter|epoll"),
     ("fds_c", kill_child, "Broken pipe|talk|read"),
+    ("mapper_c", flip_memory, "of key|do not have their sum"),
+    ("mapper_c", bring_back_old_pages, "word 0 of key"),
+    ("writer_c", flip_memory, "word 4 of key"),
+    ("writer_c", bring_back_old_pages, "word 0 of key"),
+    ("writer_c", double_log_line, "log: line 2 is"),
+    ("forker_c", flip_memory, "word 4 of key"),
+    ("forker_c", bring_back_old_pages, "word 0 of key"),
+    ("forker_c", kill_child, "child .* ended with status 9"),
+    ("threader_c", flip_memory, "turns, .* of the twin|word 4 of key"),
+    ("truncator_c", flip_memory, "word 4 of key"),
+    ("truncator_c", bring_back_old_pages, "word 0 of key"),
+    ("truncator_c", fill_holes, "should be 0"),
+    ("truncator_c", kill_child, "does not answer|Broken pipe"),
+    ("kernelio_c", flip_memory, "word 4 of key"),
+    ("kernelio_c", bring_back_old_pages, "word 0 of key"),
+    ("kernelio_c", kill_child, "Broken pipe"),
     ("tree_py", kill_child, "BrokenPipeError|proc|No such process|does not answer"),
     ("tree_sh", kill_child, "is in state Z|is gone|the clock left another status"),
     # The bit may also flip in what is on its way to the child.

@@ -222,6 +222,12 @@ _ALL: tuple[Workload, ...] = (
     _c("calls_c", "a thread blocked in each of many calls", "calls_list.c"),
     _c("fds_c", "descriptors of every kind", "fds_files.c", "fds_queues.c", "fds_events.c"),
     _c("memory_c", "mappings of every kind", "memory_regions.c", "memory_sharing.c"),
+    _c("mapper_c", "mappings that change", "mapper_regions.c", "mapper_operations.c", "pages.c"),
+    _c("writer_c", "a big array under random writes", "pages.c"),
+    _c("forker_c", "children on copied memory", "pages.c"),
+    _c("threader_c", "threads born and dying", "pages.c"),
+    _c("truncator_c", "memfds cut and stretched by two processes", "pages.c"),
+    _c("kernelio_c", "memory that the kernel touches", "kernelio_calls.c", "kernelio_threads.c", "pages.c"),
     _python("tree_py", "five processes, two sessions, zombies"),
     ScriptWorkload(
         name="tree_sh",

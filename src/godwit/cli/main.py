@@ -33,6 +33,7 @@ SUMMARIES = {
     "certs": "Make certificates for machines that move processes to each other.",
     "lab": "Machines made of namespaces, all on this computer.",
     "demo": "Watch a running program fly between three machines.",
+    "bench": "What a move spent its time on, drawn and in numbers.",
     "completion": "Print what makes a shell complete godwit's words.",
 }
 

@@ -134,8 +134,10 @@ def written_files(view: TreeView) -> frozenset[tuple[int, int]]:
     )
 
 
-def outline(view: TreeView) -> tuple[OutlineEntry, DemandEntry]:
+def outline(view: TreeView, *, resident: bool = True) -> tuple[OutlineEntry, DemandEntry]:
     """Describe a running tree as far as a destination needs it to prepare and to check itself.
+
+    With `resident` it is told where memory is going to be needed.
 
     Raises:
         UnsupportedStateError: A process uses a program or a directory that was removed.
@@ -155,7 +157,7 @@ def outline(view: TreeView) -> tuple[OutlineEntry, DemandEntry]:
                 pid=process.status.nspid[-1],
                 vmas=vmas,
                 vdso_digest=xxhash.xxh3_128_digest(vdso),
-                resident=pages.resident(process.pid, vmas),
+                resident=pages.resident(process.pid, vmas) if resident else (),
             )
         )
     entries: list[ObjectEntry] = []

@@ -11,7 +11,7 @@ from godwit.errors import Refusal, RefusedError
 from godwit.linux import mem
 from godwit.procfs import maps
 from godwit.resources import memory, sleepnotes
-from godwit.resources.memory import Backing, VmaEntry
+from godwit.resources.memory import VmaEntry
 from godwit.resources.pathfile import PathFileEntry
 from godwit.tracee import gadgets
 from godwit.types import PAGE_SIZE, OwnedFd, Pid
@@ -103,9 +103,7 @@ def vmas_of(
     known = view.memory.spaces.get(process.pid)
     if known is None or known.mappings is not process.mappings:
         known = _describe_space(process, view, memory_fd)
-        if all(vma.backing is not Backing.OBJECT for vma in known.vmas):
-            # Objects are numbered anew at each look.
-            view.memory.spaces[process.pid] = known
+        view.memory.spaces[process.pid] = known
     places = [paths.place(entry) for entry in known.files]
     vmas = tuple(vma if vma.file < 0 else replace(vma, file=places[vma.file]) for vma in known.vmas)
     return vmas, known.vdso

@@ -98,6 +98,32 @@ def read_pages(source: PageSource, runs: Sequence[tuple[int, int]], into: memory
     return at
 
 
+def read_frozen(pid: Pid, runs: Sequence[tuple[int, int]], into: memoryview) -> int:
+    """Read whole runs of a stopped process, one after another; return the bytes read."""
+    return mem.read_all(pid, runs, into[: sum(end - start for start, end in runs)])
+
+
+def read_living(
+    pid: Pid, runs: Sequence[tuple[int, int]], into: memoryview
+) -> tuple[Sequence[tuple[int, int]], int]:
+    """Read runs of a running process; return those that could be read (the very same list: all), and bytes.
+
+    It may unmap what it likes meanwhile, and end.
+    """
+    try:
+        return runs, read_frozen(pid, runs, into)
+    except OSError:
+        could: list[tuple[int, int]] = []
+        at = 0
+        for run in runs:
+            try:
+                at += read_frozen(pid, [run], into[at:])
+            except OSError:
+                continue
+            could.append(run)
+        return could, at
+
+
 def chunks(
     runs: Iterable[tuple[int, int]], limit_bytes: int, limit_runs: int
 ) -> Iterator[list[tuple[int, int]]]:

@@ -50,7 +50,8 @@ class Tracked:
     pagemap: OwnedFd
     covered: list[Range] = field(default_factory=list[Range])
     """What is tracked, and whose pages have all been told."""
-    _holes: set[Range] = field(default_factory=set[Range])
+    _holes: list[Range] = field(default_factory=list[Range])
+    """Where in it there was nothing to tell, or what was told is known to have gone."""
 
     def close(self) -> None:
         """End the watch."""
@@ -69,66 +70,89 @@ class Tracked:
             protect: The program runs on: what it writes from now on is for the next scan. Without, it is
                 stopped, and this is the last one.
         """
-        changes = Changes([], [])
+        found = _Scan(self.pagemap.number, protect=protect)
         self.covered = ranges.intersect(self.covered, ranges.union(spans))
         for group in _neighbours(spans):
             whole = (group[0][0], group[-1][1])
-            if ranges.intersect([whole], self.covered) == [whole] and self._scan_covered(
-                whole, changes, protect=protect
-            ):
+            if ranges.intersect([whole], self.covered) == [whole] and found.covered(whole):
                 continue
             for span in group:
-                self._scan_mapping(span, changes, protect=protect)
-        return changes
+                self._scan_mapping(span, found)
+        self.covered = ranges.subtract(self.covered, found.torn)
+        absent = ranges.subtract(ranges.union(found.absent), self._holes)
+        self._holes = ranges.subtract(ranges.union([*self._holes, *absent, *found.new]), found.own)
+        return Changes(found.own, ranges.union([*absent, *found.new]))
 
     def written_bytes(self) -> int:
         """Estimate how much a scan would find now. Changes nothing."""
-        found = 0
+        written: list[Range] = []
         for start, end in self.covered:
             with contextlib.suppress(PermissionError):
-                runs = pagemap.scan_written(self.pagemap.number, start, end)
-                found += ranges.total(run for run in runs if run not in self._holes)
-        return found
+                written += pagemap.scan_written(self.pagemap.number, start, end)
+        return ranges.total(ranges.subtract(written, self._holes))
 
-    def _scan_mapping(self, span: Range, changes: Changes, *, protect: bool) -> None:
+    def _scan_mapping(self, span: Range, found: _Scan) -> None:
         for piece in ranges.intersect([span], self.covered):
-            if not self._scan_covered(piece, changes, protect=protect):
+            if not found.covered(piece):
                 self.covered = ranges.subtract(self.covered, [piece])
         for piece in ranges.subtract([span], self.covered):
-            self._scan_new(span, piece, changes, protect=protect)
+            if not found.protect:
+                found.untracked(piece)
+            elif self._register(span) and found.untracked(piece):
+                self.covered = ranges.union([*self.covered, piece])
 
-    def _scan_covered(self, span: Range, changes: Changes, *, protect: bool) -> bool:
-        """Scan a range that was tracked; tell whether it still is."""
+    def _register(self, mapping: Range) -> bool:
+        """Have a mapping tracked; one that cannot be, or has gone meanwhile, waits for the end."""
         try:
-            written = pagemap.scan_written(self.pagemap.number, *span)
-            own: list[Range] = []
-            for start, end in ranges.coalesce(written, _GAP_BYTES):
-                found = pagemap.scan_present(self.pagemap.number, start, end, written=True, protect=protect)
-                own += [(first, beyond) for first, beyond, is_own in found if is_own]
-        except PermissionError:
+            userfaultfd.register(self.uffd.number, *mapping, userfaultfd.UFFDIO_REGISTER_MODE_WP)
+        except OSError:
             return False
-        changes.dirty.extend(own)
-        holes = ranges.subtract(written, own)
-        changes.gone.extend(hole for hole in holes if hole not in self._holes)
-        # A hole that has not changed since it was told need not be told again.
-        self._holes.difference_update(written)
-        self._holes.update(holes)
         return True
 
-    def _scan_new(self, mapping: Range, piece: Range, changes: Changes, *, protect: bool) -> None:
-        """Begin to track a range, and tell everything in it. One that cannot be tracked waits for the end."""
-        if protect:
-            try:
-                userfaultfd.register(self.uffd.number, *mapping, userfaultfd.UFFDIO_REGISTER_MODE_WP)
-                found = list(pagemap.scan_present(self.pagemap.number, *piece, written=False, protect=True))
-            except OSError:
-                return
-            self.covered = ranges.union([*self.covered, piece])
-        else:
-            found = list(pagemap.scan_present(self.pagemap.number, *piece, written=False, protect=False))
-        changes.gone.append(piece)
-        changes.dirty.extend((start, end) for start, end, own in found if own)
-        self._holes.update(ranges.subtract([piece], [(start, end) for start, end, _ in found]))
+
+class _Scan:
+    """One pass over an address space."""
+
+    def __init__(self, table: Fd, *, protect: bool) -> None:
+        self._table = table
+        self.protect = protect
+        self.own: list[Range] = []  # pages to be told, in order of address
+        self.absent: list[Range] = []  # nothing of its own in a tracked range, as far as it was written
+        self.new: list[Range] = []  # ranges that were not tracked
+        self.torn: list[Range] = []  # ranges to be told from the start
+
+    def covered(self, span: Range) -> bool:
+        """Scan a range that was tracked; tell whether it still is. If not, nothing is noted."""
+        try:
+            written = pagemap.scan_written(self._table, *span)
+        except PermissionError:
+            return False
+        own: list[Range] = []
+        try:
+            for start, end in ranges.coalesce(written, _GAP_BYTES):
+                own += self._own(start, end, written=True)
+        except PermissionError:
+            # The program has mapped something there just now, and we cannot know what was protected
+            # already without having been told: nothing of this range counts as told any more.
+            self.torn.append(span)
+            return True
+        self.own += own
+        self.absent += ranges.subtract(written, own)
+        return True
+
+    def untracked(self, piece: Range) -> bool:
+        """Scan a range of which nothing is known; tell whether it could be protected, where asked for."""
+        try:
+            own = self._own(*piece, written=False)
+        except PermissionError:
+            return False
+        self.own += own
+        self.new.append(piece)
+        return True
+
+    def _own(self, start: int, end: int, *, written: bool) -> list[Range]:
+        found = pagemap.scan_present(self._table, start, end, written=written, protect=self.protect)
+        return [(first, beyond) for first, beyond, own in found if own]
 
 
 def _neighbours(spans: Ranges) -> Iterator[list[Range]]:

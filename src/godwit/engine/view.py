@@ -12,7 +12,7 @@ import os
 import stat as stat_module
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 from godwit.errors import BusyError, NoProcessError
@@ -35,6 +35,7 @@ _LOOKS = 50
 # EIO: memory of an address space that an exec has replaced.
 _VANISHED = (errno.ENOENT, errno.ESRCH, errno.EBADF, errno.EIO)
 _DELETED = " (deleted)"
+_TRACKED = "uw"  # of VmFlags: userfaultfd write protection
 _SHARED_ANONYMOUS = "/dev/zero (deleted)"
 
 
@@ -93,6 +94,9 @@ class Memory:
     outside: dict[str, tuple[tuple[Pid, Fd], ...]] | None = None
     # (device, inode) of files brought along.
     carried: set[tuple[int, int]] = field(default_factory=set[tuple[int, int]])
+    # By (device, inode): a memory object keeps its number from look to look.
+    object_ids: dict[tuple[int, int], int] = field(default_factory=dict[tuple[int, int], int])
+    tracked: bool = False  # writes are noted, by us
     closes_connections: bool = False  # TCP connections may break
     movers: frozenset[Pid] = frozenset()  # who holds duplicates only for the sake of the move
 
@@ -274,8 +278,12 @@ def _mappings(pid: Pid, memory: Memory) -> tuple[Mapping, ...]:
         now = maps.read_maps(pid)
         if [_shape(mapping) for mapping in now] == [_shape(mapping) for mapping in known]:
             return known
-    memory.smaps[pid] = maps.read_smaps(pid)
-    return memory.smaps[pid]
+    found = maps.read_smaps(pid)
+    if memory.tracked:
+        # A range of the program's own userfaultfd would have been refused before we began.
+        found = tuple(replace(mapping, flags=mapping.flags - {_TRACKED}) for mapping in found)
+    memory.smaps[pid] = found
+    return found
 
 
 def _shape(mapping: Mapping) -> tuple[object, ...]:
@@ -333,8 +341,9 @@ def _memory_objects(tree: TreeView) -> dict[tuple[int, int], MemoryObject]:
         status_ = os.stat(proc_path)
         key = (status_.st_dev, status_.st_ino)
         if key not in found:
+            number = tree.memory.object_ids.setdefault(key, len(tree.memory.object_ids) + 1)
             found[key] = MemoryObject(
-                object_id=len(found) + 1, kind=kind, name=os.fsencode(name), proc_path=proc_path
+                object_id=number, kind=kind, name=os.fsencode(name), proc_path=proc_path
             )
     return found
 

@@ -18,9 +18,34 @@ class _IoVec(ctypes.Structure):
     _fields_ = [("base", ctypes.c_uint64), ("length", ctypes.c_uint64)]
 
 
+class _PyBuffer(ctypes.Structure):
+    """`Py_buffer` of the interpreter."""
+
+    _fields_ = [
+        ("buf", ctypes.c_void_p),
+        ("obj", ctypes.py_object),
+        ("len", ctypes.c_ssize_t),
+        ("itemsize", ctypes.c_ssize_t),
+        ("readonly", ctypes.c_int),
+        ("ndim", ctypes.c_int),
+        ("format", ctypes.c_char_p),
+        ("shape", ctypes.c_void_p),
+        ("strides", ctypes.c_void_p),
+        ("suboffsets", ctypes.c_void_p),
+        ("internal", ctypes.c_void_p),
+    ]
+
+
 def address_of(buffer: memoryview) -> int:
-    """Return the address of a writable buffer's first byte in this process."""
-    return ctypes.addressof(ctypes.c_char.from_buffer(buffer))
+    """Return the address of a buffer's first byte in this process; good for as long as the buffer is held."""
+    if not buffer.readonly:
+        return ctypes.addressof(ctypes.c_char.from_buffer(buffer))
+    found = _PyBuffer()
+    ctypes.pythonapi.PyObject_GetBuffer(ctypes.py_object(buffer), ctypes.byref(found), 0)
+    try:
+        return int(found.buf or 0)
+    finally:
+        ctypes.pythonapi.PyBuffer_Release(ctypes.byref(found))
 
 
 def _vectors(runs: Sequence[tuple[int, int]]) -> ctypes.Array[_IoVec]:

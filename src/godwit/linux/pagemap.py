@@ -66,6 +66,15 @@ def scan_private(pagemap: Fd, start: int, end: int) -> Iterator[tuple[int, int]]
         yield from _walk_table(pagemap, start, end)
 
 
+def can_scan(pagemap: Fd) -> bool:
+    """Tell whether the kernel has PAGEMAP_SCAN."""
+    try:
+        fcntl.ioctl(pagemap, PAGEMAP_SCAN, PmScanArg(size=ctypes.sizeof(PmScanArg)))
+    except OSError as error:
+        return error.errno != errno.ENOTTY
+    return True
+
+
 def has_guard_pages(pagemap: Fd, start: int, end: int) -> bool:
     """Tell whether a range holds guard pages: MADV_GUARD_INSTALL of madvise(2), Linux 6.13."""
     regions = (PageRegion * 1)()

@@ -6,7 +6,6 @@ of that space and fill its pages: UFFDIO_COPY reads from the caller's memory and
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import fcntl
 import os
@@ -133,7 +132,3 @@ def read_messages(fd: Fd, limit: int = 64) -> list[Message]:
         raise
     return [Message(*fields) for fields in _MSG.iter_unpack(raw)]
 
-
-def buffer_address(buffer: memoryview) -> int:
-    """Return the address in our memory of a writable buffer's first byte."""
-    return ctypes.addressof(ctypes.c_char.from_buffer(buffer))

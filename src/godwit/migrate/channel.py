@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Final, Protocol
 
 from godwit.errors import ImageError
+from godwit.linux.pause import pause
 from godwit.migrate.patience import Patience
 from godwit.wire import frames
 from godwit.wire.frames import FrameKind
@@ -153,6 +154,7 @@ class Channel:
         self._pipe = pipe
         self._buffer = bytearray(frames.PAGES_LIMIT_BYTES)
         self.patience: Patience | None = None
+        self.limit_bytes_per_s: float | None = None  # of what is sent
         self.bytes_sent = 0
         self.bytes_received = 0
 
@@ -217,6 +219,8 @@ class Channel:
         except (ConnectionError, TimeoutError, ssl_error()) as error:
             raise Closed(str(error)) from error
         self.bytes_sent += len(data)
+        if self.limit_bytes_per_s is not None:
+            pause(len(data) / self.limit_bytes_per_s)
 
     def _read(self, length: int) -> memoryview:
         """Read exactly so much. Memory grows with what came, not with what was announced."""

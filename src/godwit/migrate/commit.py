@@ -106,12 +106,12 @@ def commit(
 def _report(move: Move, channel: Channel, tree: TreeEntry, pid: int, freeze_ms: float) -> Report:
     return Report(
         migration=move.migration,
-        strategy="stopcopy",
+        strategy=move.strategy,
         freeze_ms=round(freeze_ms, 3),
         total_ms=round(move.watch.total_ms(), 3),
         bytes_sent=channel.bytes_sent,
         pages=move.pages,
-        rounds=1,
+        rounds=move.rounds,
         source=os.uname().nodename,
         destination=move.destination,
         pid=pid,

@@ -25,7 +25,7 @@ from godwit.errors import (
 )
 from godwit.images import codec
 from godwit.linux.arch import MACHINE
-from godwit.migrate import admit, apart, faults, journal, receiving, settle
+from godwit.migrate import admit, apart, faults, filling, journal, receiving, settle
 from godwit.migrate.channel import Channel, Closed
 from godwit.migrate.entries import (
     AnswerEntry,
@@ -36,10 +36,12 @@ from godwit.migrate.entries import (
     HelloEntry,
     QueryEntry,
     ReadyEntry,
+    RoundEntry,
     RunningEntry,
     VerdictEntry,
     error_entry,
 )
+from godwit.migrate.filling import Filling
 from godwit.migrate.journal import Member, Record, State
 from godwit.migrate.report import Stopwatch, silent
 from godwit.procfs import stat
@@ -49,6 +51,7 @@ from godwit.resources.process import ProcessState, TreeEntry
 from godwit.wire.frames import FrameKind
 
 ROLE: Final = "destination"
+FEATURES: Final = ("rounds", "packing")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,7 +124,12 @@ def _as_godwit(error: Exception) -> GodwitError:
 
 
 def _build(channel: Channel, builder: Builder, header: HeaderEntry) -> None:
-    hello = HelloEntry(version=__version__, architecture=MACHINE, hostname=os.fsencode(os.uname().nodename))
+    hello = HelloEntry(
+        version=__version__,
+        architecture=MACHINE,
+        hostname=os.fsencode(os.uname().nodename),
+        features=FEATURES,
+    )
     greeted_ns = time.monotonic_ns()
     channel.send(FrameKind.HELLO, codec.encode(hello))
     faults.at(ROLE, "greeted")
@@ -139,9 +147,11 @@ def _build(channel: Channel, builder: Builder, header: HeaderEntry) -> None:
     codec.prime(TreeEntry, FilesEntry, EndEntry, GoEntry, *(kind.entry for kind in registry.KINDS))
     channel.touch_buffer()
     channel.send(FrameKind.VERDICT, codec.encode(VerdictEntry(refusals=(), carry=agreed.missing)))
+    filled = Filling(builder)
     watch = Stopwatch()
-    payload = _until_tree(channel, builder, header)
-    tree = receiving.receive_tree(channel, builder, header, payload, watch)
+    payload = _until_tree(channel, builder, header, filled)
+    watch.lap("rounds")
+    tree = receiving.receive_tree(channel, builder, header, payload, filled, watch)
     faults.at(ROLE, "received")
     record = _record(header, builder, tree)
     pod.complete_init(builder)
@@ -189,21 +199,35 @@ def _agree(channel: Channel, header: HeaderEntry) -> _Agreement:
         channel.send(FrameKind.VERDICT, codec.encode(verdict))
 
 
-def _until_tree(channel: Channel, builder: Builder, header: HeaderEntry) -> memoryview:
-    """Return the payload of the TREE frame. Files opened until the freeze may have to be agreed on first."""
+def _until_tree(channel: Channel, builder: Builder, header: HeaderEntry, filled: Filling) -> memoryview:
+    """Take pages in rounds; return the payload of the TREE frame.
+
+    When the tree changes before that, it is agreed on again.
+    """
     while True:
-        kind, payload = channel.expect(FrameKind.TREE, FrameKind.OUTLINE)
+        kind, payload = channel.expect(*filling.KINDS, FrameKind.ROUND, FrameKind.TREE, FrameKind.OUTLINE)
         if kind is FrameKind.TREE:
             return payload
-        shape, demand, _ = receiving.read_outline(payload)
-        carry: set[bytes] = set()
-        refusals = tuple(admit.refusals(header, shape, demand, in_pod=True, carry=carry))
-        if not refusals and not carry:
-            builder.prepare(shape)
-        verdict = VerdictEntry(refusals=refusals, carry=tuple(sorted(carry)), prepared=not carry)
-        channel.send(FrameKind.VERDICT, codec.encode(verdict))
-        if refusals:
-            raise RefusedError(refusals)
+        if kind is FrameKind.OUTLINE:
+            _agree_again(channel, builder, header, payload)
+        elif kind is FrameKind.ROUND:
+            entry = codec.decode(payload, RoundEntry)
+            faults.at(ROLE, "round")
+            channel.send(FrameKind.ROUND, codec.encode(entry))
+        else:
+            filled.take(kind, payload)
+
+
+def _agree_again(channel: Channel, builder: Builder, header: HeaderEntry, payload: memoryview) -> None:
+    shape, demand, _ = receiving.read_outline(payload)
+    carry: set[bytes] = set()
+    refusals = tuple(admit.refusals(header, shape, demand, in_pod=True, carry=carry))
+    if not refusals and not carry:
+        builder.prepare(shape)
+    verdict = VerdictEntry(refusals=refusals, carry=tuple(sorted(carry)), prepared=not carry)
+    channel.send(FrameKind.VERDICT, codec.encode(verdict))
+    if refusals:
+        raise RefusedError(refusals)
 
 
 def _record(header: HeaderEntry, builder: Builder, tree: TreeEntry) -> Record:

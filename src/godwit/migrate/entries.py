@@ -56,6 +56,14 @@ class HelloEntry:
     version: str
     architecture: str
     hostname: bytes
+    features: tuple[str, ...] = ()  # of the protocol: what the source may make use of
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoundEntry:
+    """A round of copying is over."""
+
+    number: int  # from 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

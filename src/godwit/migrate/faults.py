@@ -9,10 +9,8 @@ import os
 import signal
 from typing import Final
 
-SOURCE_STEPS: Final = (
-    "connected planned prepared frozen captured sent ready committed parked unlocked gone killed".split()
-)
-DESTINATION_STEPS: Final = "greeted prepared received built parked journalled released told".split()
+SOURCE_STEPS: Final = "connected planned round prepared frozen captured sent ready committed parked unlocked gone killed".split()
+DESTINATION_STEPS: Final = "greeted prepared round received built parked journalled released told".split()
 
 
 def at(role: str, step: str) -> None:

@@ -15,8 +15,9 @@ from godwit.migrate.apart import Line
 from godwit.migrate.channel import Channel
 from godwit.migrate.entries import VerdictEntry
 from godwit.migrate.move import Move
+from godwit.migrate.options import Options
 from godwit.migrate.patience import Patience
-from godwit.migrate.report import Stopwatch, silent
+from godwit.migrate.report import silent
 from godwit.resources.base import Disposition, Finding
 from godwit.types import Pid
 
@@ -31,16 +32,7 @@ def inspect_for(pid: Pid, found: Plan, connect: Callable[[], Channel], *, tcp_cl
     """Ask a machine whether it would take the tree; return the plan with what it refuses added."""
 
     def work(line: Line[VerdictEntry]) -> VerdictEntry:
-        move = Move(
-            pid,
-            "",
-            connect,
-            line,
-            None,
-            secrets.token_hex(16),
-            Stopwatch(),
-            view.of_mover(closes_connections=tcp_close),
-        )
+        move = Move.begin(pid, "", connect, line, secrets.token_hex(16), Options(tcp_close=tcp_close))
         with contextlib.closing(connect()) as channel:
             channel.patience = Patience(move.check)
             try:

@@ -5,18 +5,28 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from godwit.engine import view
 from godwit.errors import MigrationError, Survivor
+from godwit.migrate import timeline
 from godwit.migrate.apart import Line
 from godwit.migrate.carried import CarriedFile
 from godwit.migrate.channel import Channel
+from godwit.migrate.options import Options
 from godwit.migrate.report import ProgressEvent, Stopwatch
+from godwit.resources.outline import DemandEntry, OutlineEntry
 from godwit.resources.process import MachineEntry
 from godwit.types import Pid
 
+if TYPE_CHECKING:
+    from godwit.migrate.copying import Copying
+
 ROLE: Final = "source"
+# What of the destination's features we know how to use.
+ROUNDS: Final = "rounds"
+PACKING: Final = "packing"
+POSTCOPY: Final = "postcopy"
 
 
 @dataclass(slots=True)
@@ -27,21 +37,75 @@ class Move:
     host: str
     connect: Callable[[], Channel]
     line: Line[Any]
-    deadline: float | None
     migration: str
+    options: Options
     watch: Stopwatch
     memory: view.Memory
+    deadline: float | None = None
+    timeline: timeline.Timeline = timeline.DISABLED
     machine: MachineEntry | None = None
     destination: str = ""
+    features: frozenset[str] = frozenset()  # of the destination
+    greeted_ns: int = 0  # when the destination's greeting came
+    told: tuple[OutlineEntry, DemandEntry] | None = None  # what the destination is prepared for
+    copying: Copying | None = None
+    in_rounds: bool = False
+    strategy: str = "stopcopy"  # as it came out
+    rounds: int = 1
     pages: int = 0
     frozen_at: float = 0.0
     buffer: bytearray = field(default_factory=bytearray)
     offered: frozenset[tuple[int, int]] = frozenset()  # written files that the destination knows of
     carried: list[CarriedFile] = field(default_factory=list[CarriedFile])
 
+    @classmethod
+    def begin(
+        cls,
+        pid: Pid,
+        host: str,
+        connect: Callable[[], Channel],
+        line: Line[Any],
+        migration: str,
+        options: Options,
+    ) -> Move:
+        """Return a move of which nothing has been done yet."""
+        deadline = None if options.timeout_s is None else time.monotonic() + options.timeout_s
+        return cls(
+            pid,
+            host,
+            connect,
+            line,
+            migration,
+            options,
+            Stopwatch(),
+            view.of_mover(closes_connections=options.tcp_close),
+            deadline,
+        )
+
+    @property
+    def can_postcopy(self) -> bool:
+        """Whether memory may follow after the program runs at the destination."""
+        return POSTCOPY in self.features
+
     def tell(self, stage: str, done: int = 0, total: int = 0) -> None:
         """Tell who asked for the move where it stands."""
         self.line.progress(ProgressEvent(stage=stage, done_bytes=done, total_bytes=total))
+
+    def tell_round(
+        self, number: int, done: int, total: int, expected: tuple[float | None, float | None]
+    ) -> None:
+        """Tell how far a round is; `expected` are the seconds left and those of a freeze."""
+        eta_s, freeze_s = expected
+        self.line.progress(
+            ProgressEvent(
+                stage="round",
+                done_bytes=done,
+                total_bytes=max(done, total),
+                round=number,
+                eta_s=eta_s,
+                freeze_s=freeze_s,
+            )
+        )
 
     def begin_freeze(self) -> None:
         """Note that the program stops now."""
@@ -55,4 +119,16 @@ class Move:
                 "the move took longer than allowed and was undone",
                 survivor=Survivor.SOURCE,
                 remedy="allow more with --timeout",
+            )
+
+    def check_freeze(self, to_come_s: float = 0.0) -> None:
+        """Raise if the freeze has lasted longer than allowed, or will with what is still to come."""
+        limit_s = self.options.max_freeze_s
+        lasted_s = time.monotonic() - self.frozen_at + to_come_s
+        if limit_s is not None and lasted_s > limit_s:
+            raise MigrationError(
+                f"the freeze would have lasted more than {limit_s * 1000:.0f} ms and was undone after"
+                f" {lasted_s * 1000:.1f} ms",
+                survivor=Survivor.SOURCE,
+                remedy="allow a longer one with --max-freeze, or try again when the machines are less busy",
             )

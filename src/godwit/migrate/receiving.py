@@ -10,16 +10,15 @@ from typing import Any
 from godwit.engine.build import Builder
 from godwit.errors import ImageError
 from godwit.images import codec
-from godwit.migrate import admit
+from godwit.migrate import admit, filling
 from godwit.migrate.channel import Channel
-from godwit.migrate.entries import EndEntry, FilesEntry, HeaderEntry
+from godwit.migrate.entries import FilesEntry, HeaderEntry
+from godwit.migrate.filling import Filling
 from godwit.migrate.report import Stopwatch
 from godwit.resources import memory, registry, thread
 from godwit.resources.base import FileKind
 from godwit.resources.outline import ClockEntry, DemandEntry, OutlineEntry, outline_of
 from godwit.resources.process import ProcessState, TreeEntry
-from godwit.types import PAGE_SIZE
-from godwit.wire import frames
 from godwit.wire.frames import FrameKind
 
 
@@ -72,11 +71,16 @@ def read_files(payload: memoryview) -> tuple[tuple[FileKind, Any], ...]:
 
 
 def receive_tree(
-    channel: Channel, builder: Builder, header: HeaderEntry, payload: memoryview, watch: Stopwatch
+    channel: Channel,
+    builder: Builder,
+    header: HeaderEntry,
+    payload: memoryview,
+    filled: Filling,
+    watch: Stopwatch,
 ) -> TreeEntry:
     """Read FILES, pages and END into a prepared builder; complete every process.
 
-    `payload` is that of the TREE frame, just read.
+    `payload` is that of the TREE frame, just read; `filled` is what has come before it.
 
     Raises:
         ImageError, DestinationError, Closed: The builder must be destroyed.
@@ -88,21 +92,12 @@ def receive_tree(
     builder.prepare(outline_of(tree))
     builder.equip(tree, files)
     watch.lap("entries")
-    pages, count = 0, 0
     while True:
-        kind, payload = channel.expect(FrameKind.PAGES, FrameKind.END)
+        kind, payload = channel.expect(*filling.KINDS, FrameKind.END)
         if kind is FrameKind.END:
             break
-        process, object_id, runs, data = frames.read_pages(payload)
-        if process == frames.OBJECT:
-            builder.write_object_pages(object_id, runs, data)
-        else:
-            builder.write_process_pages(process, runs, data)
-        pages += len(data) // PAGE_SIZE
-        count += 1
-    end = codec.decode(payload, EndEntry)
-    if (end.pages, end.frames) != (pages, count):
-        raise ImageError(f"the image announces {end.pages} pages and holds {pages}")
+        filled.take(kind, payload)
+    filled.check_end(payload)
     watch.lap("pages")
     builder.complete()
     watch.lap("complete")

@@ -11,10 +11,13 @@ from dataclasses import dataclass, field
 class ProgressEvent:
     """Where a move stands."""
 
-    stage: str  # inspect, plan, spawn, freeze, pages, ready, commit, done
+    stage: str  # inspect, plan, spawn, round, freeze, pages, ready, commit, drain, done
     done_bytes: int = 0
     total_bytes: int = 0
     message: str = ""
+    round: int = 0  # of pre-copy, from 1
+    eta_s: float | None = None  # until all is sent
+    freeze_s: float | None = None  # how long a freeze would last now
 
 
 Progress = Callable[[ProgressEvent], None]

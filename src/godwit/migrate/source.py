@@ -13,54 +13,43 @@ import time
 from collections.abc import Callable
 
 from godwit import __version__
-from godwit.engine import capture, clocks, freeze, plan, view
+from godwit.engine import capture, freeze, plan, view
+from godwit.engine.capture import Capture
 from godwit.engine.freeze import FrozenTree
 from godwit.engine.view import TreeView
-from godwit.errors import (
-    GodwitError,
-    InternalError,
-    MigrationError,
-    RefusedError,
-    Survivor,
-)
+from godwit.errors import GodwitError, MigrationError, Refusal, RefusedError, Survivor
 from godwit.images import codec
-from godwit.migrate import apart, carried, commit, faults, journal, sending, settle
+from godwit.migrate import agreeing, apart, commit, faults, journal, sending, settle
+from godwit.migrate import copying as copying_of
 from godwit.migrate.apart import Line
 from godwit.migrate.channel import Channel, Closed
-from godwit.migrate.entries import (
-    ErrorEntry,
-    HelloEntry,
-    ReadyEntry,
-    RunningEntry,
-    VerdictEntry,
-    error_from,
-)
+from godwit.migrate.convergence import Strategy
+from godwit.migrate.copying import Copying
+from godwit.migrate.entries import HelloEntry, ReadyEntry, RunningEntry
 from godwit.migrate.journal import Record
-from godwit.migrate.move import ROLE, Move
+from godwit.migrate.move import PACKING, ROLE, ROUNDS, Move
+from godwit.migrate.options import Options
+from godwit.migrate.pagestream import PageStream, buffer_of_pages
 from godwit.migrate.patience import Patience
-from godwit.migrate.report import Progress, Report, Stopwatch
-from godwit.resources.outline import ClockEntry
-from godwit.types import Pid, Tid
+from godwit.migrate.report import Progress, Report
+from godwit.migrate.rounds import Rounds
+from godwit.resources.outline import outline_of
+from godwit.types import PAGE_SIZE, Pid, Tid
 from godwit.wire.frames import FrameKind
+
+_COMMIT_S = 1.5e-3  # from READY until the program runs at the destination, at the least
 
 
 def migrate(
-    pid: Pid,
-    host: str,
-    connect: Callable[[], Channel],
-    *,
-    timeout_s: float | None,
-    tcp_close: bool = False,
-    progress: Progress,
+    pid: Pid, host: str, connect: Callable[[], Channel], options: Options, *, progress: Progress
 ) -> Report:
-    """Move a process tree to another machine by stop-and-copy.
+    """Move a process tree to another machine.
 
     Args:
         pid: The root of the tree.
         host: The machine's name, for the report and for settling.
         connect: Opens a channel to it; called again should the first break after GO.
-        timeout_s: Undo the move if it is not committed by then.
-        tcp_close: TCP connections may break: the program finds them reset.
+        options: How.
         progress: Told where the move stands.
 
     Raises:
@@ -72,18 +61,7 @@ def migrate(
     plan.check_target(pid)
 
     def work(line: Line[Report]) -> Report:
-        deadline = None if timeout_s is None else time.monotonic() + timeout_s
-        move = Move(
-            pid,
-            host,
-            connect,
-            line,
-            deadline,
-            migration,
-            Stopwatch(),
-            view.of_mover(closes_connections=tcp_close),
-        )
-        return _run(move)
+        return _run(Move.begin(pid, host, connect, line, migration, options))
 
     try:
         return apart.run(work, Report, progress)
@@ -142,10 +120,58 @@ def _converse(move: Move, channel: Channel) -> Report:
     plan.check_target(move.pid)
     plan.movable(move.pid, move.memory)
     faults.at(ROLE, "planned")
-    prepare(move, channel)
-    faults.at(ROLE, "prepared")
+    greet(move, channel)
+    copying = _copying(move, channel)
+    with contextlib.closing(copying):
+        if not _copies_before(move):
+            agreeing.agree(move, channel)
+            faults.at(ROLE, "prepared")
+            return _freeze(move, channel, copying)
+        move.copying, move.in_rounds, move.memory.tracked = copying, True, True
+        rounds = Rounds(move, channel, copying)
+        decision = rounds.until_freeze()
+        move.strategy, move.rounds = "precopy", len(rounds.done) + 1
+        faults.at(ROLE, "prepared")
+        move.tell("freeze")
+        del decision
+        return _freeze(move, channel, copying)
+
+
+def _copies_before(move: Move) -> bool:
+    """Tell whether memory goes over before the freeze."""
+    strategy = move.options.strategy
+    if strategy is Strategy.STOPCOPY:
+        return False
+    able = ROUNDS in move.features and copying_of.can_track(move.pid)
+    if not able and strategy is not Strategy.AUTO:
+        raise RefusedError([_cannot_track(move)])
+    return able
+
+
+def _cannot_track(move: Move) -> Refusal:
+    old = ROUNDS not in move.features
+    return Refusal(
+        what=f"strategy {move.options.strategy.value}",
+        where="destination" if old else "this machine",
+        why="its Godwit is older and knows only stopcopy"
+        if old
+        else "the kernel cannot note what a program writes (userfaultfd WP_ASYNC, Linux 6.7)",
+        remedy="use --strategy stopcopy",
+    )
+
+
+def _copying(move: Move, channel: Channel) -> Copying:
+    packer = None
+    if PACKING in move.features:
+        from godwit.wire.packing import Packer
+
+        packer = Packer(link_bytes_per_s=move.options.bandwidth_bytes_per_s)
+    channel.limit_bytes_per_s = move.options.bandwidth_bytes_per_s
+    return Copying(PageStream(channel, buffer_of_pages(), packer))
+
+
+def _freeze(move: Move, channel: Channel, copying: Copying) -> Report:
     codec.prime(ReadyEntry, RunningEntry)
-    move.buffer = sending.page_buffer()
     move.check()
     move.watch.lap("prepare")
     move.tell("freeze")
@@ -154,11 +180,11 @@ def _converse(move: Move, channel: Channel) -> Report:
         stopping = plan.frozen(move.pid, move.memory, move.begin_freeze, move.check)
         frozen, tree = stack.enter_context(stopping)
         faults.at(ROLE, "frozen")
-        return _move_frozen(move, channel, frozen, tree)
+        return _move_frozen(move, channel, copying, frozen, tree)
 
 
-def prepare(move: Move, channel: Channel) -> None:
-    """Tell the destination what comes, and wait until all that can be prepared is."""
+def greet(move: Move, channel: Channel) -> None:
+    """Tell the destination what is to come, and learn what it is."""
     move.tell("plan")
     tree, machine = view.settled(move.pid, move.memory, capture.machine)
     move.machine = machine
@@ -166,72 +192,26 @@ def prepare(move: Move, channel: Channel) -> None:
     channel.open_stream()
     channel.send(FrameKind.HEADER, codec.encode(header))
     channel.accept_stream()
-    _, payload = _expect(channel, FrameKind.HELLO)
-    greeted_ns = time.monotonic_ns()
-    move.destination = os.fsdecode(codec.decode(payload, HelloEntry).hostname)
-    _agree(move, channel, greeted_ns)
+    _, payload = agreeing.expect(channel, FrameKind.HELLO)
+    move.greeted_ns = time.monotonic_ns()
+    hello = codec.decode(payload, HelloEntry)
+    move.destination = os.fsdecode(hello.hostname)
+    move.features = frozenset(hello.features)
 
 
-def _agree(move: Move, channel: Channel, greeted_ns: int) -> None:
-    """Come to terms with the destination about what comes, and which files come along."""
-    wanted = _offer(move, channel, greeted_ns)
-    if wanted:
-        _bring_along(move, wanted)
-        _offer(move, channel, greeted_ns)
+def prepare(move: Move, channel: Channel) -> None:
+    """Tell the destination what comes, and wait until all that can be prepared is."""
+    greet(move, channel)
+    agreeing.agree(move, channel)
 
 
-def _offer(move: Move, channel: Channel, greeted_ns: int) -> tuple[bytes, ...]:
-    """Describe the tree to the destination; return the files that it asks to be brought along.
-
-    Raises:
-        RefusedError: It lacks something else.
-    """
-    tree, (shape, demand) = view.settled(move.pid, move.memory, capture.outline)
-    move.offered = capture.written_files(tree)
-    move.tell("spawn")
-    monotonic_ns, boottime_ns = clocks.seen_by(move.pid)
-    clock = ClockEntry(
-        monotonic_ns=monotonic_ns,
-        boottime_ns=boottime_ns,
-        since_hello_ns=time.monotonic_ns() - greeted_ns,
-    )
-    sending.send_outline(channel, shape, demand, clock)
-    _, payload = _expect(channel, FrameKind.VERDICT)
-    verdict = codec.decode(payload, VerdictEntry)
-    if verdict.refusals:
-        raise RefusedError(verdict.refusals)
-    if not verdict.prepared:
-        return verdict.carry
-    missing = {os.fsdecode(path) for path in verdict.carry}
-    move.offered -= {(file.device, file.inode) for file in tree.files if file.link in missing}
-    return ()
-
-
-def _bring_along(move: Move, paths: tuple[bytes, ...]) -> None:
-    """Have the files at these paths go along as memory objects."""
-    _, more = view.settled(move.pid, move.memory, lambda tree: carried.choose(tree, paths))
-    move.carried += more
-    move.memory.carried |= {(file.device, file.inode) for file in more}
-    # Their mappings are now of objects.
-    move.memory.spaces.clear()
-
-
-def _expect(channel: Channel, *kinds: FrameKind) -> tuple[FrameKind, memoryview]:
-    """Read a frame of one of the kinds; an ABORT raises what the destination says."""
-    kind, payload = channel.expect(*kinds, FrameKind.ABORT)
-    if kind is FrameKind.ABORT:
-        error = error_from(codec.decode(payload, ErrorEntry))
-        if isinstance(error, MigrationError | InternalError):
-            raise MigrationError(f"the destination gave up: {error.message}", survivor=Survivor.SOURCE)
-        raise error
-    return kind, payload
-
-
-def _move_frozen(move: Move, channel: Channel, frozen: FrozenTree, tree: TreeView) -> Report:
+def _move_frozen(
+    move: Move, channel: Channel, copying: Copying, frozen: FrozenTree, tree: TreeView
+) -> Report:
     assert move.machine is not None
     if capture.written_files(tree) - move.offered:
         # Opened since the destination was asked: it is asked again, rather than finding out too late.
-        _agree(move, channel, time.monotonic_ns())
+        agreeing.agree(move, channel)
         tree = view.look(move.pid, move.memory)
     machine = capture.machine_now(move.machine, tree)
     captured = capture.capture(frozen, tree, machine)
@@ -239,27 +219,42 @@ def _move_frozen(move: Move, channel: Channel, frozen: FrozenTree, tree: TreeVie
     move.watch.lap("capture")
     with contextlib.closing(captured):
         sending.send_tree(channel, captured)
+        copying.adapt(tree, move.told[0] if move.told else None, outline_of(captured.tree))
+        move.watch.lap("tree")
+        _send_rest(move, channel, copying, tree, captured)
+    faults.at(ROLE, "sent")
+    move.watch.lap("pages")
+    _, payload = agreeing.expect(channel, FrameKind.READY)
+    ready = codec.decode(payload, ReadyEntry)
+    faults.at(ROLE, "ready")
+    move.watch.lap("ready")
+    move.watch.steps += [(f"destination {name}", ms) for name, ms in ready.steps]
+    move.check()
+    move.check_freeze(_COMMIT_S)
+    record = commit.record_of(move, tree, captured.tree)
+    return commit.commit(move, channel, frozen, captured.tree, record, ready.pid)
+
+
+def _send_rest(move: Move, channel: Channel, copying: Copying, tree: TreeView, captured: Capture) -> None:
+    stream = copying.stream
+    before = stream.pages * PAGE_SIZE
+    total = 0
+    if not move.in_rounds:
         total = sum(
             mapping.anonymous_bytes + mapping.swap_bytes
             for process in tree.processes
             for mapping in process.mappings
         )
 
-        def after_chunk(done: int) -> None:
-            move.tell("pages", done, max(done, total))
-            move.check()
-            if channel.has_word():
-                # It has nothing to say now but why it gives up.
-                _expect(channel)
+    def after_chunk(done: int) -> None:
+        move.tell("pages", done - before, max(done - before, total))
+        move.check()
+        move.check_freeze()
+        if channel.has_word():
+            # It has nothing to say now but why it gives up.
+            agreeing.expect(channel)
 
-        move.pages = sending.send_pages(channel, captured, move.buffer, after_chunk)
-    faults.at(ROLE, "sent")
-    move.watch.lap("pages")
-    _, payload = _expect(channel, FrameKind.READY)
-    ready = codec.decode(payload, ReadyEntry)
-    faults.at(ROLE, "ready")
-    move.watch.lap("ready")
-    move.watch.steps += [(f"destination {name}", ms) for name, ms in ready.steps]
-    move.check()
-    record = commit.record_of(move, tree, captured.tree)
-    return commit.commit(move, channel, frozen, captured.tree, record, ready.pid)
+    stream.after_chunk = after_chunk
+    copying.last(tree, captured)
+    stream.end()
+    move.pages = stream.pages

@@ -32,7 +32,10 @@ from godwit.images import codec
 from godwit.migrate import admit, apart, receiving, sending
 from godwit.migrate.apart import Line
 from godwit.migrate.channel import Channel, Closed, FdPipe
+from godwit.migrate.copying import Copying
 from godwit.migrate.entries import HeaderEntry
+from godwit.migrate.filling import Filling
+from godwit.migrate.pagestream import PageStream, buffer_of_pages
 from godwit.migrate.report import Progress, ProgressEvent, Report, Stopwatch
 from godwit.resources.outline import ClockEntry, DemandEntry, OutlineEntry
 from godwit.types import Fd, OwnedFd, Pid, Tid
@@ -159,8 +162,10 @@ def _write_frozen(
             line.progress(ProgressEvent(stage="pages", done_bytes=done, total_bytes=total))
             line.give_up_if_cancelled()
 
-        pages = sending.send_pages(channel, captured, sending.page_buffer(), after_chunk)
-        sent = channel.bytes_sent
+        copying = Copying(PageStream(channel, buffer_of_pages(), after_chunk=after_chunk))
+        copying.last(tree, captured)
+        copying.stream.end()
+        pages, sent = copying.stream.pages, channel.bytes_sent
     watch.lap("write")
     return Report(
         migration=header.migration,
@@ -332,7 +337,7 @@ def _rebuild(
         watch.lap("prepare")
         progress(ProgressEvent(stage="pages", total_bytes=header.private_bytes))
         _, payload = channel.expect(FrameKind.TREE)
-        tree = receiving.receive_tree(channel, builder, header, payload, watch)
+        tree = receiving.receive_tree(channel, builder, header, payload, Filling(builder), watch)
         init = builder.init_pid()
         if in_pod:
             pod.complete_init(builder)

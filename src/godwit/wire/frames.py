@@ -28,6 +28,8 @@ _RUN: Final = struct.Struct("<QQ")
 CHUNK_BYTES: Final = 1 << 20
 CHUNK_RUNS: Final = 2048
 PAGES_LIMIT_BYTES: Final = CHUNK_BYTES + _PAGES.size + CHUNK_RUNS * _RUN.size
+RUNS_LIMIT_BYTES: Final = _PAGES.size + CHUNK_RUNS * _RUN.size
+COPIES_LIMIT_BYTES: Final = RUNS_LIMIT_BYTES + CHUNK_BYTES // PAGE_SIZE * 4
 ENTRIES_LIMIT_BYTES: Final = 256 << 20
 OBJECT: Final = 0xFFFFFFFF
 
@@ -49,6 +51,20 @@ class FrameKind(enum.IntEnum):
     ABORT = 12  # either: why not
     QUERY = 13  # source, on a new connection: what became of a move
     ANSWER = 14  # destination: this
+    ZEROES = 15  # source: where pages are zero
+    COPIES = 16  # source: pages that came before, by their slot
+    PACKED = 17  # source: pages, compressed or to be kept for COPIES; see `packing`
+    DROP = 18  # source: pages that came before and are not there any more
+    ROUND = 19  # source: a round of copying ends; destination: all of it is in place
+
+
+_LIMITS_BYTES: Final = {
+    FrameKind.PAGES: PAGES_LIMIT_BYTES,
+    FrameKind.ZEROES: RUNS_LIMIT_BYTES,
+    FrameKind.COPIES: COPIES_LIMIT_BYTES,
+    FrameKind.PACKED: PAGES_LIMIT_BYTES,
+    FrameKind.DROP: RUNS_LIMIT_BYTES,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +127,7 @@ def read_frame_header(raw: bytes | memoryview) -> FrameHeader:
         raise ImageError(
             f"the stream has a frame of kind {number}, which this Godwit does not know"
         ) from None
-    limit = PAGES_LIMIT_BYTES if kind is FrameKind.PAGES else ENTRIES_LIMIT_BYTES
+    limit = _LIMITS_BYTES.get(kind, ENTRIES_LIMIT_BYTES)
     if flags or length > limit:
         raise ImageError(f"the stream has a {kind.name} frame of {length} bytes; the limit is {limit}")
     return FrameHeader(kind, length, checksum)
@@ -137,26 +153,48 @@ def pages_head(process: int, object_id: int, runs: Sequence[tuple[int, int]]) ->
     return _PAGES.pack(process, object_id, len(runs), 0) + b"".join(_RUN.pack(*run) for run in runs)
 
 
+@dataclass(frozen=True, slots=True)
+class RunsHead:
+    """What PAGES, ZEROES and COPIES begin with: whose pages, and which."""
+
+    process: int  # index into the tree's processes, or OBJECT
+    object_id: int
+    runs: list[tuple[int, int]]
+    pages_bytes: int  # of all runs together
+    length_bytes: int  # of this head
+
+
+def read_runs(payload: memoryview, kind: FrameKind) -> RunsHead:
+    """Take the head of a frame about pages apart.
+
+    Raises:
+        ImageError: The runs are not made of pages, are out of order, or end before their number says.
+    """
+    if len(payload) < _PAGES.size:
+        raise ImageError(f"a {kind.name} frame is too short")
+    process, object_id, count, _ = _PAGES.unpack_from(payload)
+    data_at = _PAGES.size + count * _RUN.size
+    if count > CHUNK_RUNS or data_at > len(payload):
+        raise ImageError(f"a {kind.name} frame claims {count} runs")
+    runs: list[tuple[int, int]] = []
+    total, last = 0, 0
+    for start, end in _RUN.iter_unpack(payload[_PAGES.size : data_at]):
+        if start % PAGE_SIZE or end % PAGE_SIZE or not last <= start < end:
+            raise ImageError(f"a {kind.name} frame has an impossible run {start:#x}-{end:#x}")
+        runs.append((start, end))
+        total += end - start
+        last = end
+    return RunsHead(process, object_id, runs, total, data_at)
+
+
 def read_pages(payload: memoryview) -> tuple[int, int, list[tuple[int, int]], memoryview]:
     """Take a PAGES payload apart: process index or OBJECT, object id, runs, the pages.
 
     Raises:
         ImageError: The runs are not made of pages, are out of order, or do not match the data.
     """
-    if len(payload) < _PAGES.size:
-        raise ImageError("a PAGES frame is too short")
-    process, object_id, count, _ = _PAGES.unpack_from(payload)
-    data_at = _PAGES.size + count * _RUN.size
-    if count > CHUNK_RUNS or data_at > len(payload):
-        raise ImageError(f"a PAGES frame claims {count} runs")
-    runs: list[tuple[int, int]] = []
-    total, last = 0, 0
-    for start, end in _RUN.iter_unpack(payload[_PAGES.size : data_at]):
-        if start % PAGE_SIZE or end % PAGE_SIZE or not last <= start < end:
-            raise ImageError(f"a PAGES frame has an impossible run {start:#x}-{end:#x}")
-        runs.append((start, end))
-        total += end - start
-        last = end
-    if total != len(payload) - data_at:
-        raise ImageError(f"a PAGES frame holds {len(payload) - data_at} bytes for {total} bytes of pages")
-    return process, object_id, runs, payload[data_at:]
+    head = read_runs(payload, FrameKind.PAGES)
+    data = payload[head.length_bytes :]
+    if head.pages_bytes != len(data):
+        raise ImageError(f"a PAGES frame holds {len(data)} bytes for {head.pages_bytes} bytes of pages")
+    return head.process, head.object_id, head.runs, data

@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <setjmp.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdatomic.h>
@@ -19,6 +20,10 @@ static char **options;
 static pid_t own_pid;
 static uint64_t alive_count;
 static atomic_flag verdict_given = ATOMIC_FLAG_INIT;
+static sigjmp_buf after_fault;
+static volatile sig_atomic_t fault_expected;
+
+enum { BEAT_NS = 20 * MS, NAP_AT_LEAST_NS = MS, MOST_BEHIND_NS = 50 * MS };
 
 void wl_init(int argc, char **argv)
 {
@@ -144,4 +149,52 @@ void wl_marker(volatile unsigned char *where)
 {
     for (unsigned i = 0; i < WL_MARKER_BYTES; i++)
         where[i] = (unsigned char)(i * 37 + 11);
+}
+
+bool wl_beat(void)
+{
+    static int64_t due_ns;
+    int64_t now_ns = wl_now(CLOCK_MONOTONIC);
+    if (now_ns < due_ns)
+        return false;
+    due_ns = now_ns + BEAT_NS;
+    wl_alive();
+    return wl_stopping();
+}
+
+void wl_pace(int64_t *due_ns, int64_t interval_ns)
+{
+    int64_t now_ns = wl_now(CLOCK_MONOTONIC);
+    if (*due_ns < now_ns - MOST_BEHIND_NS)
+        *due_ns = now_ns;
+    *due_ns += interval_ns;
+    if (*due_ns - now_ns >= NAP_AT_LEAST_NS)
+        wl_nap(*due_ns - now_ns);
+}
+
+static void on_fault(int signal, siginfo_t *info, void *context)
+{
+    (void)context;
+    CHECK(fault_expected, "%s at %p", strsignal(signal), info->si_addr);
+    siglongjmp(after_fault, 1);
+}
+
+void wl_faults_catch(void)
+{
+    struct sigaction action = {.sa_sigaction = on_fault, .sa_flags = SA_SIGINFO};
+    CHECK(sigaction(SIGSEGV, &action, NULL) == 0 && sigaction(SIGBUS, &action, NULL) == 0, "sigaction");
+}
+
+bool wl_faults(volatile unsigned char *address, bool write)
+{
+    bool faulted = sigsetjmp(after_fault, 1) != 0;
+    if (!faulted) {
+        fault_expected = 1;
+        if (write)
+            *address = *address;
+        else
+            (void)*address;
+    }
+    fault_expected = 0;
+    return faulted;
 }

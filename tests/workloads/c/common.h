@@ -30,6 +30,15 @@ int64_t wl_now(clockid_t clock);
 extern bool wl_takes_signals;
 void wl_nap(int64_t length_ns);
 
+/* One thread calls it after each small step: every 20 ms a unit of work is done. True: it is time to stop. */
+bool wl_beat(void);
+/* Be called once in interval_ns on average, from *due_ns on, which begins as 0. Lost time is not made up for. */
+void wl_pace(int64_t *due_ns, int64_t interval_ns);
+
+/* Tell whether touching an address is answered with SIGSEGV or SIGBUS. Once caught, others are a verdict. */
+void wl_faults_catch(void);
+bool wl_faults(volatile unsigned char *address, bool write);
+
 /* Sixteen bytes by which a test finds the state in memory from outside. Never a constant in the image. */
 enum { WL_MARKER_BYTES = 16 };
 void wl_marker(volatile unsigned char *where);

@@ -34,8 +34,4 @@ void sharing_start(void);
 void sharing_step(void);
 void sharing_end(void);
 
-/* Tell whether touching an address is answered with SIGSEGV. */
-void faults_catch(void);
-bool faults(volatile unsigned char *address, bool write);
-
 #endif

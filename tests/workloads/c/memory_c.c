@@ -48,7 +48,7 @@ static void make_regions(void)
 
 static void verify_hidden(uint64_t round)
 {
-    CHECK(faults(hidden->start, false), "PROT_NONE memory can be read");
+    CHECK(wl_faults(hidden->start, false), "PROT_NONE memory can be read");
     if (round % KEEP_HIDDEN_ROUNDS != 0)
         return;
     CHECK(mprotect(hidden->start, hidden->length, PROT_READ) == 0, "mprotect: %s", strerror(errno));
@@ -85,7 +85,7 @@ static uint64_t __attribute__((noinline)) descend(unsigned depth)
 
 static void start(void)
 {
-    faults_catch();
+    wl_faults_catch();
     make_regions();
     cow_start(private_fd);
     sparse_start();

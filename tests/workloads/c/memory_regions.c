@@ -5,8 +5,6 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
-#include <setjmp.h>
-#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -20,7 +18,6 @@ static struct region regions[MOST_REGIONS];
 static unsigned region_count;
 static unsigned char *cow, *sparse;
 static unsigned char cow_written[COW_BYTES / PAGE];
-static sigjmp_buf after_fault;
 
 static uint64_t word(const struct region *region, size_t page, unsigned index)
 {
@@ -81,7 +78,7 @@ void regions_step(uint64_t round)
             write_page(region, page);
         }
         if (region->constant)
-            CHECK(faults(region->start, true), "%s: can be written", region->name);
+            CHECK(wl_faults(region->start, true), "%s: can be written", region->name);
     }
 }
 
@@ -173,27 +170,4 @@ void sparse_step(void)
     }
     long resident = resident_kb();
     CHECK(resident < RESIDENT_LIMIT_KB, "%ld KiB resident: holes were filled", resident);
-}
-
-static void on_fault(int signal)
-{
-    (void)signal;
-    siglongjmp(after_fault, 1);
-}
-
-void faults_catch(void)
-{
-    struct sigaction action = {.sa_handler = on_fault};
-    CHECK(sigaction(SIGSEGV, &action, NULL) == 0, "sigaction");
-}
-
-bool faults(volatile unsigned char *address, bool write)
-{
-    if (sigsetjmp(after_fault, 1) != 0)
-        return true;
-    if (write)
-        *address = *address;
-    else
-        (void)*address;
-    return false;
 }

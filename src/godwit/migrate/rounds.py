@@ -1,0 +1,127 @@
+"""Pre-copy: memory goes over in rounds while the program runs, until a freeze is short enough.
+
+When that is, `convergence` decides. After Clark et al., "Live Migration of Virtual Machines", NSDI 2005.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+
+from godwit.engine.view import TreeView
+from godwit.errors import MigrationError, Survivor
+from godwit.images import codec
+from godwit.migrate import agreeing, convergence, faults
+from godwit.migrate.channel import Channel
+from godwit.migrate.convergence import Decision, Limits, Round, Step
+from godwit.migrate.copying import Copying
+from godwit.migrate.entries import RoundEntry
+from godwit.migrate.move import ROLE, Move
+from godwit.types import PAGE_SIZE
+from godwit.wire.frames import FrameKind
+
+
+@dataclass(slots=True)
+class Rounds:
+    """The rounds of one move."""
+
+    move: Move
+    channel: Channel
+    copying: Copying
+    done: list[Round] = field(default_factory=list[Round])
+    decision: Decision | None = None
+
+    def until_freeze(self) -> Decision:
+        """Copy while it pays; return how to go on.
+
+        Raises:
+            MigrationError: The user's budget cannot be kept.
+        """
+        tree = agreeing.agree(self.move, self.channel)
+        decision = self._decide(tree)
+        while decision.step is Step.ROUND:
+            tree = self._one(tree)
+            faults.at(ROLE, "round")
+            decision = self._decide(tree)
+        if decision.step is Step.GIVE_UP:
+            raise MigrationError(
+                f"the move was undone: {decision.why}",
+                survivor=Survivor.SOURCE,
+                remedy="allow a longer freeze with --max-freeze, or move it when it writes less",
+            )
+        return decision
+
+    def _decide(self, tree: TreeView) -> Decision:
+        self.decision = convergence.decide(self.move.options.strategy, self.done, self._limits(tree))
+        return self.decision
+
+    def _limits(self, tree: TreeView) -> Limits:
+        living = [process for process in tree.processes if not process.zombie]
+        fixed_s = convergence.fixed_freeze_s(
+            len(living),
+            sum(len(process.tids) for process in living),
+            sum(len(process.links) for process in living),
+            sum(len(process.mappings) for process in living),
+        )
+        deadline = self.move.deadline
+        return Limits(
+            max_freeze_s=self.move.options.max_freeze_s,
+            fixed_freeze_s=fixed_s,
+            seconds_left=None if deadline is None else deadline - time.monotonic(),
+            postcopy=self.move.can_postcopy,
+        )
+
+    def _one(self, before: TreeView) -> TreeView:
+        """Do a round; return the tree as it was in it."""
+        began, number = time.monotonic(), len(self.done) + 1
+        began_ns = time.monotonic_ns()
+        move, stream = self.move, self.copying.stream
+        tree = before if not self.done else agreeing.agree(move, self.channel)
+        pages, sent = stream.pages, self.channel.bytes_sent
+        total = max(self._expected_bytes(tree), PAGE_SIZE)
+
+        def after_chunk(done: int) -> None:
+            move.tell_round(number, done - pages * PAGE_SIZE, total, self._progress())
+            move.check()
+            if self.channel.has_word():
+                agreeing.expect(self.channel)
+
+        stream.after_chunk = after_chunk
+        assert move.told is not None
+        self.copying.round(tree, move.told[0])
+        self.channel.send(FrameKind.ROUND, codec.encode(RoundEntry(number=number)))
+        agreeing.expect(self.channel, FrameKind.ROUND)
+        seconds = time.monotonic() - began
+        scanned = time.monotonic()
+        dirty = self.copying.written_bytes(tree) // PAGE_SIZE
+        scan_s = time.monotonic() - scanned
+        self.done.append(
+            Round(
+                pages=stream.pages - pages,
+                bytes=self.channel.bytes_sent - sent,
+                seconds=seconds,
+                dirty_pages=dirty,
+                scan_s=scan_s,
+            )
+        )
+        if stream.packer is not None and seconds > convergence.LATENCY_S:
+            stream.packer.measured((self.channel.bytes_sent - sent) / seconds)
+        move.timeline.round(
+            number, began_ns, time.monotonic_ns(), sent_pages=stream.pages - pages, dirty_pages=dirty
+        )
+        return tree
+
+    def _expected_bytes(self, tree: TreeView) -> int:
+        if self.done:
+            return self.done[-1].dirty_pages * PAGE_SIZE
+        return sum(
+            mapping.anonymous_bytes + mapping.swap_bytes
+            for process in tree.processes
+            for mapping in process.mappings
+        )
+
+    def _progress(self) -> tuple[float | None, float | None]:
+        """Return the seconds that are left, and how long a freeze would last now, as far as known."""
+        if not self.done or self.decision is None:
+            return None, None
+        return convergence.eta_s(self.done, self.done[-1].dirty_pages), self.decision.expected_freeze_s
