@@ -16,8 +16,8 @@ from tests.workloads.driver import WORKLOADS
 
 pytestmark = requires("root")
 
-# How memory is moved, as words for `godwit migrate`. A new strategy is a new row.
-STRATEGIES: dict[str, tuple[str, ...]] = {"stopcopy": ()}
+# How memory is moved, as words for `godwit migrate`. A new strategy is a new name here.
+STRATEGIES: dict[str, tuple[str, ...]] = {name: ("--strategy", name) for name in ("stopcopy",)}
 
 # More than their defaults, so that something changes in every millisecond of a move.
 PROGRAMS: dict[str, tuple[str, ...]] = {

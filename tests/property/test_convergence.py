@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from godwit.migrate import convergence
@@ -147,25 +147,30 @@ def test_the_page_shows_what_the_simulation_gives() -> None:
     assert [row for row in table() if row not in page] == []
 
 
-@pytest.mark.parametrize(("name", "strategy", "budget_s"), [(n, s, b) for n in CASES for s, b in COLUMNS])
-def test_the_freeze_is_as_long_as_expected(name: str, strategy: Strategy, budget_s: float | None) -> None:
-    result = outcome(name, strategy, budget_s)
-    assert result.decision.expected_freeze_s == pytest.approx(result.freeze_s, rel=0.1)
+@pytest.mark.parametrize("name", CASES)
+def test_the_freeze_is_as_long_as_expected(name: str) -> None:
+    for strategy, budget_s in COLUMNS:
+        result = outcome(name, strategy, budget_s)
+        if result.decision.step is not HYBRID:
+            assert result.decision.expected_freeze_s == pytest.approx(result.freeze_s, rel=0.1)
 
 
-@pytest.mark.parametrize("seed", range(20))
-def test_bursts_between_good_rounds_never_undo_a_move(seed: int) -> None:
-    program = Program(
-        pages=GIB // 4, sets=((GIB // 4, 20 * MIB),), burst_pages=80 * MIB, burst_every_s=0.7 + seed / 50
-    )
-    result = simulate(program, 300.0, PRECOPY, limits_of(0.02), noise=0.3, seed=seed)
+@pytest.mark.parametrize("number", range(1, 4))
+def test_a_burst_in_any_one_round_never_undoes_a_move(number: int) -> None:
+    calm = Program(pages=GIB // 4, sets=((GIB // 4, 30 * MIB),))
+    rounds = simulate(calm, 100.0, PRECOPY, limits_of(0.02)).rounds
+    middle_s = sum(each.seconds + each.scan_s for each in rounds[:number]) + rounds[number].seconds / 2
+    program = dataclasses.replace(calm, burst_pages=128 * MIB, burst_every_s=middle_s)
+    result = simulate(program, 100.0, PRECOPY, limits_of(0.02))
+    assert result.rounds[number].dirty_pages > result.rounds[number].pages
     assert result.decision.step is FREEZE, result.decision.why
     assert result.freeze_s < 0.02
 
 
 times = st.floats(min_value=0, max_value=30, allow_nan=False)
-counts = st.integers(min_value=0, max_value=1 << 22)
-budgets = st.none() | st.floats(min_value=1e-3, max_value=10)
+counts = st.integers(min_value=0, max_value=1000) | st.integers(min_value=0, max_value=1 << 22)
+short = st.floats(min_value=1e-3, max_value=0.1)
+budgets = st.none() | short | st.floats(min_value=1e-3, max_value=10)
 strategies = st.sampled_from(Strategy)
 any_round = st.builds(
     Round,
@@ -179,7 +184,7 @@ any_rounds = st.lists(any_round, max_size=MAX_ROUNDS + 5)
 any_limits = st.builds(
     Limits,
     max_freeze_s=budgets,
-    fixed_freeze_s=st.floats(min_value=1e-3, max_value=1),
+    fixed_freeze_s=short,
     seconds_left=st.none() | st.floats(min_value=-1, max_value=100),
     postcopy=st.booleans(),
 )
@@ -205,6 +210,14 @@ def programs(draw: st.DrawFn) -> Program:
     limits=any_limits,
     noise=st.floats(min_value=0, max_value=3),
     seed=st.integers(),
+)
+@example(
+    program=Program(pages=GIB, sets=((GIB, 530 * MIB),)),
+    line_mib_s=FAST,
+    strategy=PRECOPY,
+    limits=limits_of(0.02),
+    noise=0,
+    seed=0,
 )
 def test_every_program_stops_being_copied(
     program: Program, line_mib_s: float, strategy: Strategy, limits: Limits, noise: float, seed: int
@@ -234,17 +247,17 @@ def test_a_named_budget_is_kept_except_by_stop_and_copy(
         assert decision.expected_freeze_s <= limits.max_freeze_s
 
 
-@given(rounds=any_rounds, strategy=strategies, limits=any_limits, larger=budgets)
+@given(rounds=any_rounds, strategy=strategies, limits=any_limits)
 def test_a_larger_budget_never_undoes_what_a_smaller_one_froze(
-    rounds: list[Round], strategy: Strategy, limits: Limits, larger: float | None
+    rounds: list[Round], strategy: Strategy, limits: Limits
 ) -> None:
-    if limits.max_freeze_s is None:
-        larger = None
-    elif larger is not None:
-        larger += limits.max_freeze_s
-    if decide(strategy, rounds, limits).step is Step.FREEZE:
-        more = dataclasses.replace(limits, max_freeze_s=larger)
-        assert decide(strategy, rounds, more).step is not Step.GIVE_UP
+    ladder = [*(2**step / 1e3 for step in range(14)), None]
+    steps = [
+        decide(strategy, rounds, dataclasses.replace(limits, max_freeze_s=budget_s)).step
+        for budget_s in ladder
+    ]
+    first = steps.index(FREEZE) if FREEZE in steps else len(steps)
+    assert GIVE_UP not in steps[first:]
 
 
 @given(rounds=any_rounds, strategy=strategies, limits=any_limits)

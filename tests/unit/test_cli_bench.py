@@ -15,7 +15,7 @@ from tests.unit.faces import Run
 
 MS = 1_000_000
 SVG = "{http://www.w3.org/2000/svg}"
-EVIL = '</text><script>alert("1")</script>\x1b[2J'
+EVIL = '</text><script>alert("1")</script>\x1b]0;\x07'
 
 
 def a_move(name: str = "capture", steps: int = 8) -> Timeline:
@@ -194,7 +194,7 @@ def test_a_picture_of_very_many_events_stays_small() -> None:
         timeline.counter(f"c{number}", Track.SOURCE, number, number)
     for number in range(100_000):
         timeline.fault(number * 10, number * 10 + 5, number)
-    assert len(timeplot.draw(timeline.recording())) < 2_000_000
+    assert len(timeplot.draw(timeline.recording())) < 600_000
 
 
 def test_hostile_names_are_words_and_nothing_else() -> None:
@@ -228,11 +228,12 @@ def boxes(picture: str) -> list[tuple[str, float, float, float]]:
 
 
 @pytest.mark.parametrize("steps", [1, 8, 60])
-@pytest.mark.parametrize("moments", [0, 3, 40])
-def test_no_label_lies_on_another_or_off_the_paper(steps: int, moments: int) -> None:
+@pytest.mark.parametrize(("moments", "longest_ns"), [(0, 1), (3, 300 * MS), (40, 10**14)])
+def test_no_label_lies_on_another_or_off_the_paper(steps: int, moments: int, longest_ns: int) -> None:
     timeline = a_move("a step with a name that is longer than any column is wide", steps)
     for number in range(moments):
         timeline.instant(f"moment {number}", Track.SOURCE, 10**12 + 100 * MS + number * number * 7000)
+    timeline.fault(10**12 + 200 * MS, 10**12 + 200 * MS + longest_ns, 0)
     labels = boxes(timeplot.draw(timeline.recording()))
     assert [each for each in labels if each[1] < 0 or each[2] > timeplot.WIDTH] == []
     overlapping = [
@@ -272,5 +273,5 @@ def test_ticks_are_round(value: float) -> None:
 def test_every_latency_is_in_its_bin() -> None:
     first, counts = timepanels.bins_of([0, 1, 1000, 1000, 1 << 62])
     assert (first, sum(counts), counts[0], counts[-1]) == (0, 5, 2, 1)
-    assert max(counts[1:-1]) == 2
-    assert len(timepanels.bins_of([5000] * 3)[1]) >= 16
+    assert counts[19] == 2  # 724 to 1024 ns
+    assert timepanels.bins_of([1] * 3) == (0, [3] + [0] * 15)

@@ -266,7 +266,7 @@ def test_hybrid_takes_a_second_round_only_if_it_halves_what_stays_behind() -> No
 
 
 def test_hybrid_without_the_means_is_pre_copy() -> None:
-    for rounds in (GOOD, STAYS, (*STAYS, *STAYS[1:])):
+    for rounds in (GOOD, STAYS, (a_round(100_000, 600),), (*STAYS, *STAYS[1:])):
         without = limits(0.02, postcopy=False)
         assert step(Strategy.HYBRID, without, *rounds) is step(PRECOPY, without, *rounds)
 

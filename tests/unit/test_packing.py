@@ -141,6 +141,43 @@ def test_copies_collapse() -> None:
     assert packer.copied_pages == 21 * 256 - 1
 
 
+def pages_of(chunk: bytes, *numbers: int) -> bytes:
+    return b"".join(chunk[number * PAGE_SIZE : (number + 1) * PAGE_SIZE] for number in numbers)
+
+
+def kept_and_copied(packer: Packer, unpacker: Unpacker, data: bytes) -> dict[FrameKind, int]:
+    """Pack a chunk, looking for copies, and unpack it; return how many pages each frame held."""
+    run = [(0, len(data))]
+    found: dict[int, bytes] = {}
+    pages: dict[FrameKind, int] = {}
+    with mock.patch.object(slots.Watch, "next", return_value=True):
+        made = packer.pack(0, 0, run, memoryview(data))
+    for kind, parts in made:
+        [(_, _, runs, some)] = unpacker.unpack(kind, joined(parts))
+        assert some is not None
+        pages[kind] = len(some) // PAGE_SIZE
+        places = [at for start, end in runs for at in range(start, end, PAGE_SIZE)]
+        found |= {at: bytes(some[n * PAGE_SIZE : (n + 1) * PAGE_SIZE]) for n, at in enumerate(places)}
+    assert b"".join(found[at] for at in range(0, len(data), PAGE_SIZE)) == data
+    return pages
+
+
+def test_pages_of_an_earlier_chunk_are_copies() -> None:
+    packer, unpacker, chunk = Packer(link_bytes_per_s=None), Unpacker(), hard(1)
+    assert kept_and_copied(packer, unpacker, chunk) == {FrameKind.PACKED: 256}
+    assert kept_and_copied(packer, unpacker, chunk) == {FrameKind.COPIES: 256}
+
+
+@pytest.mark.parametrize("again", [[1], []])  # with a copy within the first chunk, and without
+def test_a_slot_about_to_be_used_again_is_not_copied_from(again: list[int]) -> None:
+    packer, unpacker, chunk = Packer(link_bytes_per_s=None), Unpacker(), hard(1)
+    with mock.patch.object(slots, "SLOTS", 8):
+        kept_and_copied(packer, unpacker, pages_of(chunk, 0, 1, 2, 3, *again))
+        kept_and_copied(packer, unpacker, pages_of(chunk, 4, 5, 6))
+        kept_and_copied(packer, unpacker, pages_of(chunk, 1, 10, 11, 12))
+        kept_and_copied(packer, unpacker, pages_of(chunk, 11, 13, 14, 15, 6))
+
+
 def test_equal_hashes_do_not_make_equal_pages() -> None:
     packer, unpacker = Packer(link_bytes_per_s=None), Unpacker()
     chunk = hard(1)
@@ -158,6 +195,15 @@ def test_easy_pages_shrink_on_a_slow_link_only() -> None:
     chunks = [easy(seed) for seed in range(8)]
     assert sent_bytes(Packer(link_bytes_per_s=SLOW), chunks) < len(chunks) * MIB / 5
     assert sent_bytes(Packer(link_bytes_per_s=FAST), chunks) > len(chunks) * MIB
+
+
+def test_pages_that_are_neither_packed_nor_kept_go_as_they_are() -> None:
+    chunk = hard(1)
+    [(kind, [head, pages])] = Packer(link_bytes_per_s=SLOW).pack(1, 0, CHUNK_RUN, memoryview(chunk))
+    assert kind is FrameKind.PAGES
+    assert head == frames.pages_head(1, 0, CHUNK_RUN)
+    assert isinstance(pages, memoryview)
+    assert pages.obj is chunk
 
 
 def test_a_measured_link_changes_the_choice() -> None:
@@ -319,8 +365,8 @@ def zstd_by_hand(window_exponent: int) -> bytes:
 
 def test_a_zstd_frame_with_a_huge_window_takes_no_memory() -> None:
     """What comes whole is decoded in place; only for a frame that goes on would there be a window."""
-    small, huge = zstd_by_hand(3), zstd_by_hand(21)
-    assert zstandard.get_frame_parameters(huge).window_size == 2 << 30
+    small, huge = zstd_by_hand(3), zstd_by_hand(16)
+    assert zstandard.get_frame_parameters(huge).window_size == 64 << 20
     for body in (small, huge):
         [item] = Unpacker().unpack(FrameKind.PACKED, memoryview(packed(Codec.ZSTD, body, len(ONE_PAGE))))
         assert content(item[3]) == ONE_PAGE[-PAGE_SIZE:]
@@ -391,6 +437,13 @@ def test_zeroes_are_runs_and_nothing_else() -> None:
 def test_impossible_runs_are_refused_in_every_kind(kind: FrameKind, runs: list[tuple[int, int]]) -> None:
     head = frames.pages_head(0, 0, runs)
     refused(kind, packed(Codec.NONE, head, len(head)) if kind is FrameKind.PACKED else head)
+
+
+def test_a_frame_is_dealt_with_whether_or_not_its_pages_are_looked_at() -> None:
+    unpacker = Unpacker()
+    unpacker.unpack(FrameKind.PACKED, memoryview(packed(Codec.NONE, ONE_PAGE, len(ONE_PAGE), slot=0)))
+    [item] = unpacker.unpack(FrameKind.COPIES, memoryview(copies(1, 0)))
+    assert content(item[3]) == ONE_PAGE[-PAGE_SIZE:]
 
 
 def test_another_kind_is_refused_by_name() -> None:

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from godwit.engine import finish, latecomers, space
+from godwit.engine import finish, latecomers, missing, space
 from godwit.engine.groundwork import Groundwork
 from godwit.engine.latecomers import LateSignal
 from godwit.engine.openpaths import OpenPaths
@@ -38,6 +38,8 @@ class Builder(Groundwork):
     clock_jump_ns: int = 0  # how far, at most, it has jumped ahead on the way: sleeps last so much longer
     tree: TreeEntry | None = None
     files: dict[FileId, OwnedFd] = field(default_factory=dict[FileId, OwnedFd])
+    kept_at: dict[int, int] = field(default_factory=dict[int, int])
+    """Numbers in the pod's init of the userfaultfds that it holds, by the tree's own pid."""
     _held: list[Stub] = field(default_factory=list[Stub])
     _parked: bool = False
 
@@ -74,6 +76,8 @@ class Builder(Groundwork):
         if self.reshaped:
             for entry in self.tree.processes:
                 space.verify(self.family.stubs[entry.identity.pid], entry.memory.vmas)
+        if self.left:
+            self._hand_over_uffds()
         for kept, made in self.objects.values():
             objects.seal(kept, made.number)
         for entry in self.tree.processes:
@@ -82,6 +86,9 @@ class Builder(Groundwork):
             space.finish_vmas(stub, process.memory.vmas)
             finish.sleeps(stub, process, self.clock_shift_ns)
             finish.notes(stub, process)
+            if self.left.get(stub.inner):
+                uffd = self.uffds[stub.inner].number
+                missing.leave(stub, uffd, process.memory.vmas, self.left[stub.inner])
             if process.identity.pid in lockers:
                 self._held.append(stub)
             else:
@@ -89,6 +96,21 @@ class Builder(Groundwork):
         for fd in self.files.values():
             fd.close()
         self.files.clear()
+
+    def _hand_over_uffds(self) -> None:
+        """Have the pod's init hold what must not be closed before the last page has come."""
+        assert self.family is not None
+        pids = sorted(self.left)
+        numbers = self.family.founder.deliver([self.uffds[pid].number for pid in pids])
+        self.kept_at = dict(zip(pids, numbers, strict=True))
+
+    def take_uffds(self) -> dict[int, OwnedFd]:
+        """Give away the userfaultfds of the processes that lack pages, by pid of the tree; close the rest."""
+        taken = {pid: self.uffds.pop(pid) for pid in list(self.uffds) if pid in self.left}
+        for uffd in self.uffds.values():
+            uffd.close()
+        self.uffds.clear()
+        return taken
 
     def _restore_files(self, tree: TreeEntry, files: Sequence[tuple[FileKind, Any]]) -> None:
         context = _FileContext(self, Pid(tree.identities[0].pid))

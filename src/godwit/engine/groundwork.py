@@ -9,11 +9,11 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field
 
-from godwit.engine import reshape, space
+from godwit.engine import missing, ranges, reshape, space
 from godwit.engine import stub as stubs
 from godwit.engine.family import Family, adapt_threads, raise_family
 from godwit.engine.openpaths import OpenPaths
-from godwit.engine.ranges import Ranges
+from godwit.engine.ranges import Range, Ranges
 from godwit.engine.stub import Stub, Transfer
 from godwit.errors import ImageError
 from godwit.linux import clone, mem
@@ -36,6 +36,9 @@ class Groundwork:
     family: Family | None = None
     shape: OutlineEntry | None = None
     reshaped: bool = False  # mappings were changed since they were made
+    postcopy: bool = False  # pages may come later: every process gets a userfaultfd
+    uffds: dict[int, OwnedFd] = field(default_factory=dict[int, OwnedFd])  # by the tree's own pid
+    left: dict[int, list[Range]] = field(default_factory=dict[int, list[Range]])  # what comes later, by pid
     objects: dict[int, tuple[ObjectEntry, OwnedFd]] = field(
         default_factory=dict[int, tuple[ObjectEntry, OwnedFd]]
     )
@@ -52,6 +55,28 @@ class Groundwork:
             self._spawn(shape)
         self.shape = shape
 
+    @property
+    def armed(self) -> bool:
+        """Whether pages may come later."""
+        return bool(self.uffds)
+
+    def _arm(self) -> None:
+        assert self.family is not None
+        if self.family.founder.inner in self.family.stubs:
+            return  # A container's init moves: nobody but the program itself could keep the descriptors.
+        for pid, stub in self.family.stubs.items():
+            if self.postcopy and pid not in self.uffds:
+                self.uffds[pid] = missing.arm(stub)
+
+    def leave(self, index: int, runs: Ranges) -> None:
+        """Take note that pages of a process come later. Raises ImageError where they cannot."""
+        stub, space_ = self._space(index)
+        space.check_runs(space_.vmas, runs)
+        missing.check(space_.vmas, runs)
+        if stub.inner not in self.uffds:
+            raise ImageError("pages are left behind, and that was not agreed on")
+        self.left[stub.inner] = ranges.union([*self.left.get(stub.inner, []), *runs])
+
     def _spawn(self, shape: OutlineEntry) -> None:
         spans = [[(vma.start, vma.end) for vma in space_.vmas] for space_ in shape.spaces]
         seed_task = self._seed(shape)
@@ -65,6 +90,7 @@ class Groundwork:
             raise
         self.family = Family(shape.identities, founder)
         raise_family(self.family, in_pod=self.in_pod)
+        self._arm()
         with OpenPaths(shape) as paths:
             self._make_objects(shape)
             by_pid = {identity.pid: identity for identity in shape.identities}
@@ -189,6 +215,10 @@ class Groundwork:
     def _discard(self) -> None:
         """Kill the stubs, children before the pod's init, whose death would wait for them."""
         family, self.family, self.shape = self.family, None, None
+        for uffd in self.uffds.values():
+            uffd.close()
+        self.uffds.clear()
+        self.left.clear()
         for entry, made_object in self.objects.values():
             objects.discard(entry, made_object)
         self.objects.clear()

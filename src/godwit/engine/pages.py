@@ -33,9 +33,13 @@ class PageSource:
         """Yield (start, end) of the pages to carry, in order. A large process has too many to keep."""
         for start, end in self.spans:
             if self.pid is not None:
-                yield from pagemap.scan_private(self.descriptor.number, start, end)
+                yield from self.runs_within(start, end)
             else:
                 yield from objects.data_runs(self.descriptor.number, end)
+
+    def runs_within(self, start: int, end: int) -> Iterator[tuple[int, int]]:
+        """Yield the pages to carry of a range of a process."""
+        return pagemap.scan_private(self.descriptor.number, start, end)
 
 
 def close_all(sources: Iterable[PageSource]) -> None:

@@ -83,13 +83,13 @@ class Tracked:
         self._holes = ranges.subtract(ranges.union([*self._holes, *absent, *found.new]), found.own)
         return Changes(found.own, ranges.union([*absent, *found.new]))
 
-    def written_bytes(self) -> int:
-        """Estimate how much a scan would find now. Changes nothing."""
-        written: list[Range] = []
+    def written(self) -> list[Range]:
+        """Estimate what a scan would find now. Changes nothing."""
+        found: list[Range] = []
         for start, end in self.covered:
-            with contextlib.suppress(PermissionError):
-                written += pagemap.scan_written(self.pagemap.number, start, end)
-        return ranges.total(ranges.subtract(written, self._holes))
+            with contextlib.suppress(PermissionError, ProcessLookupError):
+                found += pagemap.scan_written(self.pagemap.number, start, end)
+        return ranges.subtract(found, self._holes)
 
     def _scan_mapping(self, span: Range, found: _Scan) -> None:
         for piece in ranges.intersect([span], self.covered):

@@ -15,7 +15,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
-from godwit.errors import BusyError, NoProcessError
+from godwit.engine import freeze
+from godwit.errors import NoProcessError
 from godwit.linux import kcmp
 from godwit.procfs import fdinfo, holders, maps, stat, status, tasks
 from godwit.procfs.holders import MEMFD
@@ -31,7 +32,7 @@ from godwit.tracee.gadgets import Gadgets
 from godwit.types import Fd, FileId, OwnedFd, Pid, Tid
 
 Result = TypeVar("Result")
-_LOOKS = 50
+_LOOKS = 20
 # EIO: memory of an address space that an exec has replaced.
 _VANISHED = (errno.ENOENT, errno.ESRCH, errno.EBADF, errno.EIO)
 _DELETED = " (deleted)"
@@ -69,6 +70,7 @@ class MemoryObject:
     kind: ObjectKind
     name: bytes
     proc_path: str  # opening this leads to it
+    key: tuple[int, int]  # device, inode
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -208,13 +210,13 @@ def _root_of(proc_path: str) -> str:
 def settled(root: Pid, memory: Memory, and_then: Callable[[TreeView], Result]) -> tuple[TreeView, Result]:
     """Look at a running tree and derive something from what was seen, before it changes.
 
-    A process, thread or descriptor that goes away in between makes both begin again.
+    A process, thread or descriptor that goes away in between makes both begin again. A tree that changes all
+    the time is stopped for the length of one look.
 
     Raises:
         NoProcessError: The root is gone.
-        BusyError: It changes all the time.
+        BusyError: It cannot be stopped either.
     """
-    error: OSError | None = None
     for _ in range(_LOOKS):
         try:
             tree = look(root, memory)
@@ -222,12 +224,10 @@ def settled(root: Pid, memory: Memory, and_then: Callable[[TreeView], Result]) -
         except OSError as vanished:
             if vanished.errno not in _VANISHED:
                 raise
-            error = vanished
             memory.outside = None
-    raise BusyError(
-        f"the tree under pid {root} changes faster than it can be looked at ({error})",
-        remedy="try again in a moment",
-    ) from error
+    with freeze.frozen(root):
+        tree = look(root, memory)
+        return tree, and_then(tree)
 
 
 def look(root: Pid, memory: Memory) -> TreeView:
@@ -343,7 +343,7 @@ def _memory_objects(tree: TreeView) -> dict[tuple[int, int], MemoryObject]:
         if key not in found:
             number = tree.memory.object_ids.setdefault(key, len(tree.memory.object_ids) + 1)
             found[key] = MemoryObject(
-                object_id=number, kind=kind, name=os.fsencode(name), proc_path=proc_path
+                object_id=number, kind=kind, name=os.fsencode(name), proc_path=proc_path, key=key
             )
     return found
 

@@ -36,11 +36,14 @@ _UFFDIO_UNREGISTER: Final = 0x8010AA01
 _UFFDIO_WAKE: Final = 0x8010AA02
 _UFFDIO_COPY: Final = 0xC028AA03
 _UFFDIO_ZEROPAGE: Final = 0xC020AA04
+_UFFDIO_WRITEPROTECT: Final = 0xC018AA06
 
 _API: Final = struct.Struct("<QQQ")
 _RANGE: Final = struct.Struct("<QQ")
 _REGISTER: Final = struct.Struct("<QQQQ")
 _COPY: Final = struct.Struct("<QQQQq")
+_WRITEPROTECT: Final = struct.Struct("<QQQ")
+_SOMEWHERE: Final = 1 << 30
 _ZEROPAGE: Final = struct.Struct("<QQQq")
 
 UFFD_EVENT_PAGEFAULT: Final = 0x12
@@ -120,6 +123,16 @@ def zero(fd: Fd, start: int, length: int) -> int:
     return int(_ZEROPAGE.unpack(argument)[3])
 
 
+def is_alive(fd: Fd) -> bool:
+    """Tell whether the address space still exists. Changes nothing; no range may be registered for writes."""
+    try:
+        # Nothing there is registered for that: a living address space answers ENOENT.
+        fcntl.ioctl(fd, _UFFDIO_WRITEPROTECT, bytearray(_WRITEPROTECT.pack(_SOMEWHERE, 4096, 0)))
+    except OSError as error:
+        return error.errno != errno.ESRCH
+    return True
+
+
 def read_messages(fd: Fd, limit: int = 64) -> list[Message]:
     """Return the messages that wait, none if there is none. A FORK hands us a descriptor."""
     try:
@@ -131,4 +144,3 @@ def read_messages(fd: Fd, limit: int = 64) -> list[Message]:
             return []
         raise
     return [Message(*fields) for fields in _MSG.iter_unpack(raw)]
-

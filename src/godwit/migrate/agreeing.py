@@ -71,6 +71,7 @@ def _told(
         raise RefusedError(verdict.refusals)
     if not verdict.prepared:
         return verdict.carry
+    move.armed = verdict.postcopy
     if move.copying is not None:
         move.copying.adapt(tree, move.told[0] if move.told else None, shape)
     move.told = (shape, demand)

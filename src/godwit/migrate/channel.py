@@ -45,6 +45,10 @@ class Pipe(Protocol):
         """Tell whether the other side has said something, or ended the stream."""
         ...
 
+    def fileno(self) -> int:
+        """Return the descriptor that becomes readable when the other side says something."""
+        ...
+
     def close(self) -> None:
         """End the stream."""
         ...
@@ -106,6 +110,10 @@ class SocketPipe:
         """Tell whether the other side has said something, or ended the stream."""
         return has_word(self._socket.fileno())
 
+    def fileno(self) -> int:
+        """Return the descriptor that becomes readable when the other side says something."""
+        return self._socket.fileno()
+
     def close(self) -> None:
         """End the stream."""
         self._socket.close()
@@ -141,6 +149,10 @@ class FdPipe:
     def has_word(self) -> bool:
         """Tell whether the other side has said something, or ended the stream."""
         return self._read_fd >= 0 and has_word(self._read_fd)
+
+    def fileno(self) -> int:
+        """Return the descriptor that becomes readable when the other side says something."""
+        return self._read_fd
 
     def close(self) -> None:
         """End the stream."""
@@ -207,6 +219,10 @@ class Channel:
     def has_word(self) -> bool:
         """Tell whether the other side has said something, or ended the stream."""
         return self._pipe.has_word()
+
+    def fileno(self) -> int:
+        """Return the descriptor to poll for `has_word`."""
+        return self._pipe.fileno()
 
     def close(self) -> None:
         """End the stream."""

@@ -16,9 +16,9 @@ from godwit.engine.freeze import FrozenTree
 from godwit.engine.view import TreeView
 from godwit.errors import GodwitError, ImageError, MigrationError, Survivor
 from godwit.images import codec
-from godwit.migrate import faults, journal, settle
+from godwit.migrate import draining, faults, journal, settle
 from godwit.migrate.channel import Channel
-from godwit.migrate.entries import ErrorEntry, GoEntry, RunningEntry, error_from
+from godwit.migrate.entries import ErrorEntry, GoEntry, ReadyEntry, RunningEntry, error_from
 from godwit.migrate.journal import Carried, Member, Record, State
 from godwit.migrate.move import ROLE, Move
 from godwit.migrate.report import Report
@@ -30,6 +30,7 @@ from godwit.types import Pid
 from godwit.wire.frames import FrameKind
 
 _ASK_AGAIN_S: Final = 20.0
+_SILENT_S: Final = 20.0
 
 
 def record_of(move: Move, view: TreeView, tree: TreeEntry) -> Record:
@@ -56,9 +57,9 @@ def record_of(move: Move, view: TreeView, tree: TreeEntry) -> Record:
 
 
 def commit(
-    move: Move, channel: Channel, frozen: FrozenTree, tree: TreeEntry, record: Record, pid: int
+    move: Move, channel: Channel, frozen: FrozenTree, tree: TreeEntry, record: Record, ready: ReadyEntry
 ) -> Report:
-    """Give the process away and end it here; return what there is to tell.
+    """Give the process away and end it here, once all of it has gone over; return what there is to tell.
 
     Raises:
         MigrationError: The line broke or the destination turned it down; `survivor` says who lives.
@@ -89,25 +90,50 @@ def commit(
         running = codec.decode(payload, RunningEntry)
     except (OSError, ImageError) as error:
         return _after_lost_go(move, frozen, record, str(error))
-    freeze_ms = (time.monotonic() - move.frozen_at) * 1000
+    move.end_freeze()
+    move.watch.lap("commit")
+    move.watch.steps += [(f"destination {name}", ms) for name, ms in running.steps]
+    if move.left:
+        channel = _drain(move, channel)
+    _end_here(move, frozen)
+    with contextlib.suppress(OSError):
+        channel.send(FrameKind.END)
+    move.watch.lap("end")
+    move.tell("done")
+    return _report(move, channel, tree, ready.pid)
+
+
+def _drain(move: Move, channel: Channel | None) -> Channel:
+    """Serve what was left behind until all of it has gone over; return the line it went over last."""
+    total = sum(left.ranges.total() for left in move.left.values())
+
+    def progress(still: int) -> None:
+        move.tell("drain", total - still, total)
+
+    if channel is not None and channel.patience is not None:
+        channel.patience.commit(_SILENT_S)
+    drained, channel, pages = draining.drain(move.migration, channel, move.left, move.connect, progress)
+    move.pages += pages
+    move.drained = drained
+    move.watch.lap("drain")
+    return channel
+
+
+def _end_here(move: Move, frozen: FrozenTree) -> None:
     frozen.kill()
+    for left in move.left.values():
+        left.table.close()
     for file in move.carried:
         file.remove()
     faults.at(ROLE, "killed")
     journal.remove(move.migration, ROLE)
-    with contextlib.suppress(OSError):
-        channel.send(FrameKind.END)
-    move.watch.lap("commit")
-    move.watch.steps += [(f"destination {name}", ms) for name, ms in running.steps]
-    move.tell("done")
-    return _report(move, channel, tree, pid, freeze_ms)
 
 
-def _report(move: Move, channel: Channel, tree: TreeEntry, pid: int, freeze_ms: float) -> Report:
+def _report(move: Move, channel: Channel, tree: TreeEntry, pid: int) -> Report:
     return Report(
         migration=move.migration,
         strategy=move.strategy,
-        freeze_ms=round(freeze_ms, 3),
+        freeze_ms=round(move.freeze_ms, 3),
         total_ms=round(move.watch.total_ms(), 3),
         bytes_sent=channel.bytes_sent,
         pages=move.pages,
@@ -118,6 +144,9 @@ def _report(move: Move, channel: Channel, tree: TreeEntry, pid: int, freeze_ms: 
         survivor=Survivor.DESTINATION.value,
         processes=len(tree.processes),
         threads=sum(len(process.threads) for process in tree.processes),
+        faults=move.drained.faults,
+        fault_median_us=move.drained.median_us,
+        fault_p99_us=move.drained.p99_us,
         steps=tuple(move.watch.steps),
     )
 
@@ -154,16 +183,18 @@ def _after_lost_go(move: Move, frozen: FrozenTree, record: Record, why: str) -> 
     while time.monotonic() < deadline:
         try:
             with contextlib.closing(move.connect()) as channel:
-                state = settle.ask(channel, record.migration)
+                state = settle.ask(channel, record.migration).state
         except (GodwitError, OSError) as error:
             last = str(error)
             move.line.wait(0.2)
             continue
         if state is State.RUNNING:
-            frozen.kill()
-            for file in move.carried:
-                file.remove()
-            journal.remove(record.migration, ROLE)
+            if move.left:
+                with contextlib.closing(_drain(move, None)) as channel:
+                    _end_here(move, frozen)
+                    channel.send(FrameKind.END)
+            else:
+                _end_here(move, frozen)
             raise MigrationError(
                 f"the line broke after the commit ({why}); it runs at {move.host}",
                 survivor=Survivor.DESTINATION,

@@ -13,13 +13,16 @@ from dataclasses import dataclass, field
 from godwit.engine import pages, ranges, reshape, sums
 from godwit.engine.capture import Capture
 from godwit.engine.pages import PageSource
-from godwit.engine.ranges import Range
+from godwit.engine.ranges import Range, RangeSet
 from godwit.engine.sums import Sums
 from godwit.engine.tracking import Changes, Tracked, Watch, spans_of
 from godwit.engine.view import MemoryObject, ProcessView, TreeView
 from godwit.linux import pagemap
+from godwit.migrate import leaving
+from godwit.migrate.pageserver import Left
 from godwit.migrate.pagestream import PageStream, in_chunks
 from godwit.resources.outline import OutlineEntry
+from godwit.resources.process import ProcessEntry
 from godwit.types import OwnedFd, Pid
 from godwit.wire import frames
 
@@ -32,6 +35,7 @@ class Copying:
     watch: Watch = field(default_factory=Watch)
     _sums: dict[int, Sums] = field(default_factory=dict[int, Sums])
     _objects: dict[int, tuple[object, ...]] = field(default_factory=dict[int, tuple[object, ...]])
+    _dense: dict[Pid, list[Range]] = field(default_factory=dict[Pid, list[Range]])
     _begun: bool = False
 
     def close(self) -> None:
@@ -57,8 +61,14 @@ class Copying:
         self.watch.update(tree.root.pid, tree.processes)
         for index, process in enumerate(_living(tree)):
             tracked = self.watch.of(process)
-            if tracked is not None:
-                self._send_living(index, tracked, tracked.scan(spans_of(process), protect=True))
+            if tracked is None:
+                continue
+            try:
+                changes = tracked.scan(spans_of(process), protect=True)
+            except ProcessLookupError:
+                tracked.covered = []  # It has ended.
+            else:
+                self._send_living(index, tracked, changes)
         sizes = {entry.object_id: entry.size_bytes for entry in shape.objects}
         for found in tree.objects.values():
             if found.object_id in sizes:
@@ -68,25 +78,73 @@ class Copying:
     def written_bytes(self, tree: TreeView) -> int:
         """Estimate what a round would have to send now, memory objects left out."""
         watched = [tracked for process in _living(tree) if (tracked := self.watch.of(process))]
-        return sum(tracked.written_bytes() for tracked in watched)
+        return sum(ranges.total(tracked.written()) for tracked in watched)
 
     def last(self, tree: TreeView, captured: Capture) -> None:
         """Send all that the destination lacks of the frozen tree."""
         for index, process in enumerate(_living(tree)):
-            changes = self._last_changes(process, captured.sources[index])
+            changes = self._last_changes(process, captured.sources[index], [])
             self._drop((index, 0), changes)
             self._send_process(index, process.pid, changes.dirty)
+        self._last_objects(captured)
+
+    def note_dense(self, tree: TreeView) -> None:
+        """Take note, before a freeze, where so much is being written that nobody need look closer in it."""
+        for process in _living(tree):
+            tracked = self.watch.of(process)
+            if tracked is not None:
+                self._dense[process.pid] = leaving.dense(tracked.written())
+
+    def last_in_part(self, tree: TreeView, captured: Capture, along_pages: int) -> dict[int, Left]:
+        """Send what must go along with the frozen tree; return what stays behind, by index of the process."""
+        left: dict[int, Left] = {}
+        for index, process in enumerate(_living(tree)):
+            entry, source = captured.tree.processes[index], captured.sources[index]
+            wholesale = self._wholesale(process, entry)
+            changes = self._last_changes(process, source, wholesale)
+            parts = leaving.divide(entry, changes.dirty, wholesale, along_pages)
+            self._drop((index, 0), Changes([], ranges.subtract(ranges.union(changes.gone), parts.behind)))
+            if parts.behind:
+                self.stream.leave(index, parts.behind)
+                table = OwnedFd(os.open(f"/proc/{process.pid}/pagemap", os.O_RDONLY | os.O_CLOEXEC))
+                left[index] = Left(process.pid, table, RangeSet(parts.behind))
+            own = self._own_along(source, parts.along, wholesale)
+            self._send_process(index, process.pid, own)
+        self._last_objects(captured)
+        return left
+
+    def _wholesale(self, process: ProcessView, entry: ProcessEntry) -> list[Range]:
+        """Return the ranges of which the destination has nothing worth keeping."""
+        stays = leaving.can_stay(entry)
+        tracked = self.watch.of(process)
+        if tracked is None:
+            return stays
+        new = leaving.large(ranges.subtract(stays, tracked.covered))
+        return ranges.union([*ranges.intersect(self._dense.get(process.pid, []), stays), *new])
+
+    @staticmethod
+    def _own_along(source: PageSource, along: Sequence[Range], wholesale: Sequence[Range]) -> list[Range]:
+        """Keep of what goes along only pages that are there: inside of `wholesale` nobody has looked yet."""
+        unseen = ranges.intersect(along, wholesale)
+        seen = ranges.subtract(along, wholesale)
+        there = [run for start, end in unseen for run in source.runs_within(start, end)]
+        return ranges.union([*seen, *there])
+
+    def _last_objects(self, captured: Capture) -> None:
         for source in captured.sources:
             if source.pid is None and source.object_id in self._sums:
                 self._send_object_of(source.object_id, source.descriptor, source.spans[0][1])
             elif source.pid is None:
                 self._send_whole_object(source)
 
-    def _last_changes(self, process: ProcessView, source: PageSource) -> Changes:
+    def _last_changes(self, process: ProcessView, source: PageSource, skip: Sequence[Range]) -> Changes:
+        """Return what the destination lacks and has too much, outside of some ranges."""
+        spans = ranges.subtract(source.spans, skip)
         tracked = self.watch.of(process)
         if tracked is not None:
-            return tracked.scan(spans_of(process), protect=False)
-        return Changes(list(source.runs()), list(source.spans) if self._begun else [])
+            return tracked.scan(spans, protect=False)
+        dirty = [run for start, end in spans for run in source.runs_within(start, end)]
+        return Changes(dirty, spans if self._begun else [])
 
     # --- processes ----------------------------------------------------------------------------
 
@@ -115,8 +173,13 @@ class Copying:
     # --- memory objects -----------------------------------------------------------------------
 
     def _send_object(self, found: MemoryObject, size_bytes: int) -> None:
-        with OwnedFd(os.open(found.proc_path, os.O_RDONLY | os.O_CLOEXEC)) as descriptor:
-            self._send_object_of(found.object_id, descriptor, size_bytes)
+        try:
+            descriptor = OwnedFd(os.open(found.proc_path, os.O_RDONLY | os.O_CLOEXEC))
+        except (FileNotFoundError, ProcessLookupError, PermissionError):
+            return  # The mapping or descriptor that led there has gone: the next look finds another, or none.
+        with descriptor:
+            if _is(descriptor, found):
+                self._send_object_of(found.object_id, descriptor, size_bytes)
 
     def _send_object_of(self, object_id: int, descriptor: OwnedFd, size_bytes: int) -> None:
         known = self._sums.setdefault(object_id, Sums())
@@ -141,6 +204,12 @@ class Copying:
 def _living(tree: TreeView) -> Iterator[ProcessView]:
     """Yield the processes that have an address space, as outlines and trees count them."""
     return (process for process in tree.processes if not process.zombie)
+
+
+def _is(descriptor: OwnedFd, found: MemoryObject) -> bool:
+    """Tell whether a link in /proc still leads to the object that it led to."""
+    status = os.fstat(descriptor.number)
+    return (status.st_dev, status.st_ino) == found.key
 
 
 def can_track(pid: Pid) -> bool:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from godwit import __version__
-from godwit.engine import pod
+from godwit.engine import missing, pod
 from godwit.engine.build import Builder
 from godwit.errors import (
     DestinationError,
@@ -25,7 +25,8 @@ from godwit.errors import (
 )
 from godwit.images import codec
 from godwit.linux.arch import MACHINE
-from godwit.migrate import admit, apart, faults, filling, journal, receiving, settle
+from godwit.log import log
+from godwit.migrate import admit, apart, faults, filling, journal, pending, receiving, settle
 from godwit.migrate.channel import Channel, Closed
 from godwit.migrate.entries import (
     AnswerEntry,
@@ -36,6 +37,7 @@ from godwit.migrate.entries import (
     HelloEntry,
     QueryEntry,
     ReadyEntry,
+    ResumeEntry,
     RoundEntry,
     RunningEntry,
     VerdictEntry,
@@ -43,15 +45,18 @@ from godwit.migrate.entries import (
 )
 from godwit.migrate.filling import Filling
 from godwit.migrate.journal import Member, Record, State
+from godwit.migrate.paging import Paging
 from godwit.migrate.report import Stopwatch, silent
 from godwit.procfs import stat
 from godwit.resources import registry
 from godwit.resources.outline import ClockEntry, OutlineEntry
 from godwit.resources.process import ProcessState, TreeEntry
+from godwit.types import OwnedFd
 from godwit.wire.frames import FrameKind
 
 ROLE: Final = "destination"
-FEATURES: Final = ("rounds", "packing")
+FEATURES_EVERYWHERE: Final = ("rounds", "packing")
+FEATURES: Final = (*FEATURES_EVERYWHERE, "postcopy")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,9 +75,11 @@ def serve(channel: Channel) -> Received:
     """
     channel.open_stream()
     channel.accept_stream()
-    kind, payload = channel.expect(FrameKind.HEADER, FrameKind.QUERY)
+    kind, payload = channel.expect(FrameKind.HEADER, FrameKind.QUERY, FrameKind.RESUME)
     if kind is FrameKind.QUERY:
         return _answer(channel, codec.decode(payload, QueryEntry))
+    if kind is FrameKind.RESUME:
+        return _resume(channel, codec.decode(payload, ResumeEntry).migration)
     header = codec.decode(payload, HeaderEntry)
     try:
         return apart.run(lambda _: _receive(channel, header), Received, silent)
@@ -86,16 +93,42 @@ def _answer(channel: Channel, query: QueryEntry) -> Received:
     record = journal.read(query.migration, ROLE)
     if record is not None and settle.abandoned(record):
         settle.destination(query.migration)
-    channel.send(FrameKind.ANSWER, codec.encode(AnswerEntry(state=state)))
+    draining = state is State.RUNNING and pending.exists(query.migration)
+    channel.send(FrameKind.ANSWER, codec.encode(AnswerEntry(state=state, draining=draining)))
     return Received(migration=query.migration, pid=0)
+
+
+def _resume(channel: Channel, migration: str) -> Received:
+    """Go on serving pages that a line broke over, or a pager's death."""
+
+    def work(_: object) -> Received:
+        try:
+            paging = Paging.take_over(migration)
+            drained = paging.resume(channel)
+        except GodwitError as error:
+            _tell(channel, error)
+            channel.linger()
+            raise
+        _forget_at_end(channel, migration)
+        log.info("all pages are here: %d were waited for", drained.faults)
+        return Received(migration=migration, pid=0)
+
+    try:
+        return apart.run(work, Received, silent)
+    except apart.WorkerDied as error:
+        raise MigrationError(
+            f"the pager was killed ({error}); whoever waits for a page goes on waiting",
+            survivor=Survivor.DESTINATION,
+        ) from error
 
 
 def _receive(channel: Channel, header: HeaderEntry) -> Received:
     """Build what the source sends; tell the source of any failure before GO."""
-    builder = Builder(in_pod=True)
+    builder = Builder(in_pod=True, postcopy=header.postcopy and missing.available())
+    paging: Paging | None = None
     try:
         with receiving.honest():
-            _build(channel, builder, header)
+            paging = _build(channel, builder, header)
         faults.at(ROLE, "built")
     except (GodwitError, OSError) as error:
         # Told first: the source waits frozen, and what was built here has not run and never will.
@@ -106,7 +139,7 @@ def _receive(channel: Channel, header: HeaderEntry) -> Received:
     except BaseException:
         builder.destroy()
         raise
-    return _commit(channel, builder, header)
+    return _commit(channel, builder, header, paging)
 
 
 def _tell(channel: Channel, error: Exception) -> None:
@@ -123,13 +156,14 @@ def _as_godwit(error: Exception) -> GodwitError:
     return DestinationError(f"{error}{f' ({notes})' if notes else ''}", remedy="choose another machine")
 
 
-def _build(channel: Channel, builder: Builder, header: HeaderEntry) -> None:
+def _build(channel: Channel, builder: Builder, header: HeaderEntry) -> Paging | None:
     hello = HelloEntry(
         version=__version__,
         architecture=MACHINE,
         hostname=os.fsencode(os.uname().nodename),
-        features=FEATURES,
+        features=FEATURES if missing.available() else FEATURES_EVERYWHERE,
     )
+    home = OwnedFd(os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC))
     greeted_ns = time.monotonic_ns()
     channel.send(FrameKind.HELLO, codec.encode(hello))
     faults.at(ROLE, "greeted")
@@ -146,7 +180,10 @@ def _build(channel: Channel, builder: Builder, header: HeaderEntry) -> None:
     faults.at(ROLE, "prepared")
     codec.prime(TreeEntry, FilesEntry, EndEntry, GoEntry, *(kind.entry for kind in registry.KINDS))
     channel.touch_buffer()
-    channel.send(FrameKind.VERDICT, codec.encode(VerdictEntry(refusals=(), carry=agreed.missing)))
+    channel.send(
+        FrameKind.VERDICT,
+        codec.encode(VerdictEntry(refusals=(), carry=agreed.missing, postcopy=builder.armed)),
+    )
     filled = Filling(builder)
     watch = Stopwatch()
     payload = _until_tree(channel, builder, header, filled)
@@ -154,16 +191,20 @@ def _build(channel: Channel, builder: Builder, header: HeaderEntry) -> None:
     tree = receiving.receive_tree(channel, builder, header, payload, filled, watch)
     faults.at(ROLE, "received")
     record = _record(header, builder, tree)
+    paging = Paging.begin(builder, record, home)
     pod.complete_init(builder)
     builder.park()
     faults.at(ROLE, "parked")
     if journal.announce(record) is not State.READY:
+        if paging is not None:
+            paging.abandon()
         raise MigrationError("the source has given this move up", survivor=Survivor.SOURCE)
     builder.outlive()
     faults.at(ROLE, "journalled")
     watch.lap("park")
     ready = ReadyEntry(pid=builder.root_pid(), steps=tuple(watch.steps))
     channel.send(FrameKind.READY, codec.encode(ready))
+    return paging
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,7 +265,9 @@ def _agree_again(channel: Channel, builder: Builder, header: HeaderEntry, payloa
     refusals = tuple(admit.refusals(header, shape, demand, in_pod=True, carry=carry))
     if not refusals and not carry:
         builder.prepare(shape)
-    verdict = VerdictEntry(refusals=refusals, carry=tuple(sorted(carry)), prepared=not carry)
+    verdict = VerdictEntry(
+        refusals=refusals, carry=tuple(sorted(carry)), prepared=not carry, postcopy=builder.armed
+    )
     channel.send(FrameKind.VERDICT, codec.encode(verdict))
     if refusals:
         raise RefusedError(refusals)
@@ -250,44 +293,59 @@ def _record(header: HeaderEntry, builder: Builder, tree: TreeEntry) -> Record:
     )
 
 
-def _commit(channel: Channel, builder: Builder, header: HeaderEntry) -> Received:
+def _commit(channel: Channel, builder: Builder, header: HeaderEntry, paging: Paging | None) -> Received:
     """Wait for GO; run, or undo everything."""
     try:
         kind, payload = channel.expect(FrameKind.GO, FrameKind.ABORT)
         late = codec.decode(payload, GoEntry).signals if kind is FrameKind.GO else ()
     except (Closed, OSError, ImageError) as error:
         if journal.decide(header.migration, State.ABORTED) is State.ABORTED:
-            builder.destroy()
+            _undo(builder, paging)
         raise _as_godwit(error) from error
     if kind is FrameKind.ABORT:
         journal.decide(header.migration, State.ABORTED)
-        builder.destroy()
+        _undo(builder, paging)
         return Received(migration=header.migration, pid=0)
     watch = Stopwatch()
     try:
         builder.take_locks()
     except (GodwitError, OSError) as error:
         journal.decide(header.migration, State.ABORTED)
-        builder.destroy()
+        _undo(builder, paging)
         _tell(channel, error)
         raise _as_godwit(error) from error
     if journal.decide(header.migration, State.RUNNING) is not State.RUNNING:
-        builder.destroy()
+        _undo(builder, paging)
         raise MigrationError("the source has given this move up", survivor=Survivor.SOURCE)
     root = builder.root_pid()
     builder.deliver(late)
     builder.release()
     faults.at(ROLE, "released")
     watch.lap("resume")
-    _report_running(channel, watch, header)
+    _tell_running(channel, watch)
+    if paging is not None:
+        # A line that breaks now is the source's to open again: see `_resume`.
+        drained = paging.serve(channel)
+        log.info("all pages are here: %d were waited for", drained.faults)
+    _forget_at_end(channel, header.migration)
     return Received(migration=header.migration, pid=root)
 
 
-def _report_running(channel: Channel, watch: Stopwatch, header: HeaderEntry) -> None:
-    """Tell the source, and forget the move once the source has ended its copy."""
-    with contextlib.suppress(OSError, ImageError):
+def _undo(builder: Builder, paging: Paging | None) -> None:
+    builder.destroy()
+    if paging is not None:
+        paging.abandon()
+
+
+def _tell_running(channel: Channel, watch: Stopwatch) -> None:
+    with contextlib.suppress(OSError):
         entry = RunningEntry(resumed_ms=watch.total_ms(), steps=tuple(watch.steps))
         channel.send(FrameKind.RUNNING, codec.encode(entry))
         faults.at(ROLE, "told")
+
+
+def _forget_at_end(channel: Channel, migration: str) -> None:
+    """Forget the move once the source has ended its copy."""
+    with contextlib.suppress(OSError, ImageError):
         channel.expect(FrameKind.END)
-        journal.remove(header.migration, ROLE)
+        journal.remove(migration, ROLE)

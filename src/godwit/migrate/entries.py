@@ -47,6 +47,7 @@ class HeaderEntry:
     architecture: str
     machine: MachineEntry
     private_bytes: int  # memory to come, about
+    postcopy: bool = False  # pages may come when the tree runs already
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,6 +74,7 @@ class VerdictEntry:
     refusals: tuple[Refusal, ...]
     carry: tuple[bytes, ...] = ()  # paths of written files that are not here and may be brought along
     prepared: bool = True  # False: another outline must come, with those files brought along
+    postcopy: bool = False  # pages may come when the tree runs already
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,6 +124,30 @@ class RunningEntry:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CreditEntry:
+    """What a running destination has dealt with."""
+
+    frames: int  # of pages, since the line was opened
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DrainedEntry:
+    """Nothing is left behind, or nothing is awaited."""
+
+    faults: int = 0  # pages that somebody waited for
+    median_us: float = 0.0  # how long
+    p99_us: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResumeEntry:
+    """The line broke while pages were on their way: go on."""
+
+    migration: str
+    epoch: int = 0  # from the destination: how many lines there have been
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class QueryEntry:
     """What became of this move?"""
 
@@ -133,6 +159,7 @@ class AnswerEntry:
     """This."""
 
     state: State
+    draining: bool = False  # it runs, and pages of it are still at the source
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

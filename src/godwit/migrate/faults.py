@@ -9,8 +9,12 @@ import os
 import signal
 from typing import Final
 
-SOURCE_STEPS: Final = "connected planned round prepared frozen captured sent ready committed parked unlocked gone killed".split()
-DESTINATION_STEPS: Final = "greeted prepared round received built parked journalled released told".split()
+SOURCE_STEPS: Final = (
+    "connected planned round prepared frozen captured sent ready committed parked unlocked gone pushed killed"
+).split()
+DESTINATION_STEPS: Final = (
+    "greeted prepared round received built parked journalled released told paged".split()
+)
 
 
 def at(role: str, step: str) -> None:

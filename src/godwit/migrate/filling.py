@@ -23,6 +23,7 @@ KINDS: Final = (
     FrameKind.COPIES,
     FrameKind.PACKED,
     FrameKind.DROP,
+    FrameKind.LEFT,
 )
 
 
@@ -44,8 +45,8 @@ class Filling:
     def take(self, kind: FrameKind, payload: memoryview) -> None:
         """Take a frame of one of KINDS. Raises ImageError if it is dishonest."""
         self.frames += 1
-        if kind is FrameKind.DROP:
-            self._drop(payload)
+        if kind in (FrameKind.DROP, FrameKind.LEFT):
+            self._take_runs(kind, payload)
             return
         for process, object_id, runs, data in self.unpacker.unpack(kind, payload):
             if process == frames.OBJECT:
@@ -54,11 +55,13 @@ class Filling:
                 self.ground.write_process_pages(process, runs, data)
             self.pages += total(runs) // PAGE_SIZE
 
-    def _drop(self, payload: memoryview) -> None:
-        head = frames.read_runs(payload, FrameKind.DROP)
+    def _take_runs(self, kind: FrameKind, payload: memoryview) -> None:
+        head = frames.read_runs(payload, kind)
         if head.length_bytes != len(payload):
-            raise ImageError("a DROP frame holds more than its runs")
-        if head.process == frames.OBJECT:
+            raise ImageError(f"a {kind.name} frame holds more than its runs")
+        if kind is FrameKind.LEFT:
+            self.ground.leave(head.process, head.runs)
+        elif head.process == frames.OBJECT:
             self.ground.drop_object_pages(head.object_id, head.runs)
         else:
             self.ground.drop_process_pages(head.process, head.runs)

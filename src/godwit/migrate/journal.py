@@ -89,6 +89,13 @@ def _path(migration: str, role: str) -> Path:
     return directory() / f"{migration}.{role}.json"
 
 
+def beside(migration: str, kind: str) -> Path:
+    """Return the path of another file about a move. Raises RequestError if that is not the name of one."""
+    if not _IDENT.fullmatch(migration):
+        raise RequestError(f"not the name of a move: {migration!r}")
+    return directory() / f"{migration}.{kind}"
+
+
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[int]:
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)

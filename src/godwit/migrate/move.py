@@ -13,6 +13,7 @@ from godwit.migrate import timeline
 from godwit.migrate.apart import Line
 from godwit.migrate.carried import CarriedFile
 from godwit.migrate.channel import Channel
+from godwit.migrate.entries import DrainedEntry
 from godwit.migrate.options import Options
 from godwit.migrate.report import ProgressEvent, Stopwatch
 from godwit.resources.outline import DemandEntry, OutlineEntry
@@ -21,6 +22,7 @@ from godwit.types import Pid
 
 if TYPE_CHECKING:
     from godwit.migrate.copying import Copying
+    from godwit.migrate.pageserver import Left
 
 ROLE: Final = "source"
 # What of the destination's features we know how to use.
@@ -54,6 +56,10 @@ class Move:
     rounds: int = 1
     pages: int = 0
     frozen_at: float = 0.0
+    freeze_ms: float = 0.0
+    armed: bool = False  # the destination can take pages when the tree runs already
+    left: dict[int, Left] = field(default_factory=dict[int, "Left"])  # what follows, by index of the process
+    drained: DrainedEntry = field(default_factory=DrainedEntry)
     buffer: bytearray = field(default_factory=bytearray)
     offered: frozenset[tuple[int, int]] = frozenset()  # written files that the destination knows of
     carried: list[CarriedFile] = field(default_factory=list[CarriedFile])
@@ -85,7 +91,7 @@ class Move:
     @property
     def can_postcopy(self) -> bool:
         """Whether memory may follow after the program runs at the destination."""
-        return POSTCOPY in self.features
+        return self.armed
 
     def tell(self, stage: str, done: int = 0, total: int = 0) -> None:
         """Tell who asked for the move where it stands."""
@@ -110,6 +116,10 @@ class Move:
     def begin_freeze(self) -> None:
         """Note that the program stops now."""
         self.frozen_at = time.monotonic()
+
+    def end_freeze(self) -> None:
+        """Note that the program runs again."""
+        self.freeze_ms = (time.monotonic() - self.frozen_at) * 1000
 
     def check(self) -> None:
         """Raise if the user gave up or the time is over. Before the commit only."""

@@ -65,10 +65,15 @@ class PageStream:
 
     def drop(self, owner: Owner, runs: Ranges) -> None:
         """Tell that pages are not there any more."""
+        self._tell(FrameKind.DROP, owner, runs)
+
+    def leave(self, process: int, runs: Ranges) -> None:
+        """Tell that pages of a process come later."""
+        self._tell(FrameKind.LEFT, (process, 0), runs)
+
+    def _tell(self, kind: FrameKind, owner: Owner, runs: Ranges) -> None:
         for first in range(0, len(runs), frames.CHUNK_RUNS):
-            self.channel.send(
-                FrameKind.DROP, frames.pages_head(*owner, runs[first : first + frames.CHUNK_RUNS])
-            )
+            self.channel.send(kind, frames.pages_head(*owner, runs[first : first + frames.CHUNK_RUNS]))
             self.frames += 1
 
     def end(self) -> None:

@@ -44,6 +44,9 @@ class Report:
     survivor: str
     processes: int
     threads: int
+    faults: int = 0  # pages that the program waited for at the destination
+    fault_median_us: float = 0.0  # how long
+    fault_p99_us: float = 0.0
     steps: tuple[tuple[str, float], ...] = ()  # name, ms
 
 

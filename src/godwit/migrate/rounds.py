@@ -6,19 +6,23 @@ When that is, `convergence` decides. After Clark et al., "Live Migration of Virt
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Final
 
+from godwit.engine import missing
 from godwit.engine.view import TreeView
-from godwit.errors import MigrationError, Survivor
+from godwit.errors import MigrationError, RefusedError, Survivor
 from godwit.images import codec
 from godwit.migrate import agreeing, convergence, faults
 from godwit.migrate.channel import Channel
-from godwit.migrate.convergence import Decision, Limits, Round, Step
+from godwit.migrate.convergence import Decision, Limits, Round, Step, Strategy
 from godwit.migrate.copying import Copying
 from godwit.migrate.entries import RoundEntry
 from godwit.migrate.move import ROLE, Move
 from godwit.types import PAGE_SIZE
 from godwit.wire.frames import FrameKind
+
+_LATER: Final = (Strategy.POSTCOPY, Strategy.HYBRID)
 
 
 @dataclass(slots=True)
@@ -38,6 +42,8 @@ class Rounds:
             MigrationError: The user's budget cannot be kept.
         """
         tree = agreeing.agree(self.move, self.channel)
+        if self.move.options.strategy in _LATER and not self.move.armed:
+            raise RefusedError([missing.refusal()])
         decision = self._decide(tree)
         while decision.step is Step.ROUND:
             tree = self._one(tree)
@@ -49,6 +55,11 @@ class Rounds:
                 survivor=Survivor.SOURCE,
                 remedy="allow a longer freeze with --max-freeze, or move it when it writes less",
             )
+        if self.move.options.strategy is Strategy.HYBRID and self.move.armed:
+            # Asked for by name: what is left follows, however little it is.
+            decision = replace(decision, step=Step.HYBRID)
+        if decision.step is Step.HYBRID:
+            self.copying.note_dense(tree)
         return decision
 
     def _decide(self, tree: TreeView) -> Decision:

@@ -13,7 +13,9 @@ from godwit.resources.process import MachineEntry
 from godwit.wire.frames import FrameKind
 
 
-def header_of(view: TreeView, machine: MachineEntry, migration: str, version: str) -> HeaderEntry:
+def header_of(
+    view: TreeView, machine: MachineEntry, migration: str, version: str, *, postcopy: bool = False
+) -> HeaderEntry:
     """Describe a stream about a tree."""
     private = sum(
         mapping.anonymous_bytes + mapping.swap_bytes
@@ -28,6 +30,7 @@ def header_of(view: TreeView, machine: MachineEntry, migration: str, version: st
         architecture=MACHINE,
         machine=machine,
         private_bytes=private,
+        postcopy=postcopy,
     )
 
 

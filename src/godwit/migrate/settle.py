@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from typing import Final
 
 from godwit.engine import freeze
-from godwit.errors import GodwitError, ImageError
+from godwit.errors import GodwitError, ImageError, MigrationError, Survivor
 from godwit.images import codec
 from godwit.linux import pidfd
-from godwit.migrate import journal
+from godwit.migrate import draining, journal
 from godwit.migrate.channel import Channel
 from godwit.migrate.entries import AnswerEntry, QueryEntry
 from godwit.migrate.journal import Carried, Member, Record, State
@@ -28,6 +28,7 @@ from godwit.types import Pid
 from godwit.wire.frames import FrameKind
 
 Connect = Callable[[str], Channel]
+_DRAIN_TRIES: Final = 20
 STILL_UNDECIDED: Final = "still undecided"
 LATER: Final = "run `godwit recover` when it can be reached again; until then the copy here stays stopped"
 
@@ -77,16 +78,16 @@ def destination(migration: str) -> Recovered:
     return Recovered(migration=migration, role="destination", outcome="ended here; it never ran", pid=0)
 
 
-def ask(channel: Channel, migration: str) -> State:
-    """Ask a destination what became of a move. From then on the answer holds for good."""
+def ask(channel: Channel, migration: str) -> AnswerEntry:
+    """Ask a destination what became of a move. From then on the answer's state holds for good."""
     channel.open_stream()
     channel.send(FrameKind.QUERY, codec.encode(QueryEntry(migration=migration)))
     channel.accept_stream()
     _, payload = channel.expect(FrameKind.ANSWER)
-    state = codec.decode(payload, AnswerEntry).state
-    if state not in (State.RUNNING, State.ABORTED):
-        raise ImageError(f"the destination answers {state.value!r}, which decides nothing")
-    return state
+    answer = codec.decode(payload, AnswerEntry)
+    if answer.state not in (State.RUNNING, State.ABORTED):
+        raise ImageError(f"the destination answers {answer.state.value!r}, which decides nothing")
+    return answer
 
 
 def source(record: Record, connect: Connect) -> Recovered:
@@ -97,11 +98,13 @@ def source(record: Record, connect: Connect) -> Recovered:
     """
     channel = connect(record.peer)
     try:
-        state = ask(channel, record.migration)
+        answer = ask(channel, record.migration)
     finally:
         channel.close()
     root = record.members[0]
-    if state is State.RUNNING:
+    if answer.state is State.RUNNING:
+        if answer.draining:
+            _drain(record, connect)
         for each in record.carried:
             _remove(root, each)
         for member in record.members:
@@ -114,6 +117,22 @@ def source(record: Record, connect: Connect) -> Recovered:
         outcome, pid = "resumed here", root.pid
     journal.remove(record.migration, "source")
     return Recovered(migration=record.migration, role="source", outcome=outcome, pid=pid)
+
+
+def _drain(record: Record, connect: Connect) -> None:
+    """Let the destination have the pages that it still lacks, out of the stopped copy here."""
+    if not all(_alive(member) for member in record.members):
+        raise MigrationError(
+            "it runs at the destination and lacks pages, and the copy here that had them is dead",
+            survivor=Survivor.UNDECIDED,
+            remedy="the program waits for ever for those pages; end it, and restart it from a checkpoint",
+        )
+    left = draining.left_of([Pid(member.pid) for member in record.members])
+    _, channel, _ = draining.drain(
+        record.migration, None, left, lambda: connect(record.peer), lambda _: None, tries=_DRAIN_TRIES
+    )
+    with contextlib.suppress(OSError), contextlib.closing(channel):
+        channel.send(FrameKind.END)
 
 
 def _remove(root: Member, file: Carried) -> None:

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 
 from godwit import __version__
-from godwit.engine import capture, freeze, plan, view
+from godwit.engine import capture, freeze, missing, plan, view
 from godwit.engine.capture import Capture
 from godwit.engine.freeze import FrozenTree
 from godwit.engine.view import TreeView
@@ -23,11 +23,11 @@ from godwit.migrate import agreeing, apart, commit, faults, journal, sending, se
 from godwit.migrate import copying as copying_of
 from godwit.migrate.apart import Line
 from godwit.migrate.channel import Channel, Closed
-from godwit.migrate.convergence import Strategy
+from godwit.migrate.convergence import Step, Strategy
 from godwit.migrate.copying import Copying
 from godwit.migrate.entries import HelloEntry, ReadyEntry, RunningEntry
 from godwit.migrate.journal import Record
-from godwit.migrate.move import PACKING, ROLE, ROUNDS, Move
+from godwit.migrate.move import PACKING, POSTCOPY, ROLE, ROUNDS, Move
 from godwit.migrate.options import Options
 from godwit.migrate.pagestream import PageStream, buffer_of_pages
 from godwit.migrate.patience import Patience
@@ -131,20 +131,26 @@ def _converse(move: Move, channel: Channel) -> Report:
         rounds = Rounds(move, channel, copying)
         decision = rounds.until_freeze()
         move.strategy, move.rounds = "precopy", len(rounds.done) + 1
+        if decision.step is Step.HYBRID:
+            move.strategy = "hybrid" if rounds.done else "postcopy"
         faults.at(ROLE, "prepared")
-        move.tell("freeze")
-        del decision
-        return _freeze(move, channel, copying)
+        return _freeze(move, channel, copying, along_pages=decision.pages)
 
 
 def _copies_before(move: Move) -> bool:
-    """Tell whether memory goes over before the freeze."""
+    """Tell whether memory goes over before the freeze, or after it.
+
+    Raises:
+        RefusedError: The strategy that was asked for cannot be had between these machines.
+    """
     strategy = move.options.strategy
     if strategy is Strategy.STOPCOPY:
         return False
     able = ROUNDS in move.features and copying_of.can_track(move.pid)
     if not able and strategy is not Strategy.AUTO:
         raise RefusedError([_cannot_track(move)])
+    if strategy in (Strategy.POSTCOPY, Strategy.HYBRID) and POSTCOPY not in move.features:
+        raise RefusedError([missing.refusal()])
     return able
 
 
@@ -170,7 +176,7 @@ def _copying(move: Move, channel: Channel) -> Copying:
     return Copying(PageStream(channel, buffer_of_pages(), packer))
 
 
-def _freeze(move: Move, channel: Channel, copying: Copying) -> Report:
+def _freeze(move: Move, channel: Channel, copying: Copying, *, along_pages: int = 0) -> Report:
     codec.prime(ReadyEntry, RunningEntry)
     move.check()
     move.watch.lap("prepare")
@@ -180,7 +186,7 @@ def _freeze(move: Move, channel: Channel, copying: Copying) -> Report:
         stopping = plan.frozen(move.pid, move.memory, move.begin_freeze, move.check)
         frozen, tree = stack.enter_context(stopping)
         faults.at(ROLE, "frozen")
-        return _move_frozen(move, channel, copying, frozen, tree)
+        return _move_frozen(move, channel, copying, frozen, tree, along_pages)
 
 
 def greet(move: Move, channel: Channel) -> None:
@@ -188,7 +194,8 @@ def greet(move: Move, channel: Channel) -> None:
     move.tell("plan")
     tree, machine = view.settled(move.pid, move.memory, capture.machine)
     move.machine = machine
-    header = sending.header_of(tree, machine, move.migration, __version__)
+    wanted = move.options.strategy in (Strategy.AUTO, Strategy.POSTCOPY, Strategy.HYBRID)
+    header = sending.header_of(tree, machine, move.migration, __version__, postcopy=wanted)
     channel.open_stream()
     channel.send(FrameKind.HEADER, codec.encode(header))
     channel.accept_stream()
@@ -206,7 +213,12 @@ def prepare(move: Move, channel: Channel) -> None:
 
 
 def _move_frozen(
-    move: Move, channel: Channel, copying: Copying, frozen: FrozenTree, tree: TreeView
+    move: Move,
+    channel: Channel,
+    copying: Copying,
+    frozen: FrozenTree,
+    tree: TreeView,
+    along_pages: int,
 ) -> Report:
     assert move.machine is not None
     if capture.written_files(tree) - move.offered:
@@ -221,7 +233,7 @@ def _move_frozen(
         sending.send_tree(channel, captured)
         copying.adapt(tree, move.told[0] if move.told else None, outline_of(captured.tree))
         move.watch.lap("tree")
-        _send_rest(move, channel, copying, tree, captured)
+        _send_rest(move, channel, copying, tree, captured, along_pages)
     faults.at(ROLE, "sent")
     move.watch.lap("pages")
     _, payload = agreeing.expect(channel, FrameKind.READY)
@@ -232,10 +244,12 @@ def _move_frozen(
     move.check()
     move.check_freeze(_COMMIT_S)
     record = commit.record_of(move, tree, captured.tree)
-    return commit.commit(move, channel, frozen, captured.tree, record, ready.pid)
+    return commit.commit(move, channel, frozen, captured.tree, record, ready)
 
 
-def _send_rest(move: Move, channel: Channel, copying: Copying, tree: TreeView, captured: Capture) -> None:
+def _send_rest(
+    move: Move, channel: Channel, copying: Copying, tree: TreeView, captured: Capture, along_pages: int
+) -> None:
     stream = copying.stream
     before = stream.pages * PAGE_SIZE
     total = 0
@@ -255,6 +269,9 @@ def _send_rest(move: Move, channel: Channel, copying: Copying, tree: TreeView, c
             agreeing.expect(channel)
 
     stream.after_chunk = after_chunk
-    copying.last(tree, captured)
+    if move.strategy in ("hybrid", "postcopy"):
+        move.left = copying.last_in_part(tree, captured, along_pages)
+    else:
+        copying.last(tree, captured)
     stream.end()
     move.pages = stream.pages

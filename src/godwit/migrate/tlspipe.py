@@ -92,6 +92,10 @@ class TlsPipe:
         """Tell whether the other side has said something, or ended the stream."""
         return bool(self._arrived.pending or self._tls.pending()) or has_word(self._socket.fileno())
 
+    def fileno(self) -> int:
+        """Return the descriptor that becomes readable when the other side says something."""
+        return self._socket.fileno()
+
     def close(self) -> None:
         """End the stream."""
         self._socket.close()

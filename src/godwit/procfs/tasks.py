@@ -8,8 +8,12 @@ from __future__ import annotations
 import errno
 import os
 
+from godwit.linux.pause import pause
 from godwit.procfs import source, stat
 from godwit.types import Fd, Pid, Tid
+
+_ENDING_LOOKS = 10
+_ENDING_PAUSE_S = 0.002
 
 
 def _list(pid: Pid, name: str, proc: str) -> list[str]:
@@ -108,8 +112,21 @@ def namespaces(pid: Pid, *, proc: str = source.PROC) -> dict[str, int]:
     for name in sorted(_list(pid, "ns", proc)):
         try:
             inodes[name] = os.stat(f"{directory}/ns/{name}").st_ino
+        except PermissionError:
+            # What a process that is ending just now answers, to root as well.
+            _check_lasting(pid, proc)
+            raise
         except OSError as error:
             if error.errno not in (errno.ENOENT, errno.ESRCH):
                 raise
     _check_alive(pid, proc)
     return inodes
+
+
+def _check_lasting(pid: Pid, proc: str) -> None:
+    """Raise ProcessLookupError if the process is ending: a zombie or gone within a moment."""
+    for _ in range(_ENDING_LOOKS):
+        _check_alive(pid, proc)
+        if stat.read(pid, proc=proc).state in "ZX":
+            raise ProcessLookupError(errno.ESRCH, f"process {pid} is ending")
+        pause(_ENDING_PAUSE_S)

@@ -82,7 +82,9 @@ def data_runs(fd: Fd, size_bytes: int) -> Iterator[tuple[int, int]]:
             if error.errno == errno.ENXIO:
                 return
             raise
-        end = os.lseek(fd, start, os.SEEK_HOLE)
+        if start >= size_bytes:
+            return  # It has grown since its size was taken.
+        end = min(os.lseek(fd, start, os.SEEK_HOLE), size_bytes)
         # File systems with smaller blocks may have two runs in one page.
         first, beyond = max(last, page_floor(start)), page_ceil(end)
         if first < beyond:

@@ -128,17 +128,15 @@ class Decompressors:
         self._zstd_content_bytes = zstandard.frame_content_size
 
     def decompress(self, codec: Codec, data: memoryview, length_bytes: int) -> memoryview:
-        """Return what LZ4 or ZSTD data says, which must be exactly so much and end where the data does.
+        """Return what LZ4 or ZSTD data holds, which is at most so much and ends where the data does.
 
         Raises:
-            ImageError: It is damaged, or longer or shorter. No more than `length_bytes` was asked for.
+            ImageError: It is damaged, or holds more. No more than `length_bytes` was asked for.
         """
         try:
             raw = self._unlz4(data, length_bytes) if codec is Codec.LZ4 else self._unzstd(data, length_bytes)
         except (self._lz4_error, self._zstd_error, ValueError) as error:
             raise _damaged(codec, str(error)) from error
-        if len(raw) != length_bytes:
-            raise _damaged(codec, f"{len(raw)} bytes where {length_bytes} were announced")
         return memoryview(raw)
 
     def _unlz4(self, data: memoryview, length_bytes: int) -> bytes:

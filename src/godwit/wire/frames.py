@@ -56,6 +56,11 @@ class FrameKind(enum.IntEnum):
     PACKED = 17  # source: pages, compressed or to be kept for COPIES; see `packing`
     DROP = 18  # source: pages that came before and are not there any more
     ROUND = 19  # source: a round of copying ends; destination: all of it is in place
+    LEFT = 20  # source: ranges that stay behind, and are asked for or follow when the tree runs
+    REQUEST = 21  # destination, running: pages that somebody waits for
+    CREDIT = 22  # destination, running: so many frames were dealt with
+    DRAINED = 23  # source: nothing is left behind; destination: nor awaited
+    RESUME = 24  # source, on a new connection: more of what was left; destination: go on
 
 
 _LIMITS_BYTES: Final = {
@@ -64,6 +69,8 @@ _LIMITS_BYTES: Final = {
     FrameKind.COPIES: COPIES_LIMIT_BYTES,
     FrameKind.PACKED: PAGES_LIMIT_BYTES,
     FrameKind.DROP: RUNS_LIMIT_BYTES,
+    FrameKind.LEFT: RUNS_LIMIT_BYTES,
+    FrameKind.REQUEST: RUNS_LIMIT_BYTES,
 }
 
 

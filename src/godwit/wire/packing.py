@@ -3,7 +3,16 @@
 Each is done only where it pays: looking for zeroes always, for copies as `slots` says, and compressing as
 `codecs` chooses for a sample of every 16 MiB and the rate of the link.
 
-NUMBERS
+Seconds of one EPYC core for a GiB, source and destination, without reading, checksums and sending:
+
+                                   0.125 GB/s        1.25 GB/s         no limit
+    random bytes                   0.08, 0.04        0.08, 0.04        0.013, 0.002
+    floats                         0.08, 0.04        0.08, 0.04        0.018, 0.002
+    zeroes                         0.04, 0.002       0.04, 0.002       0.04, 0.002
+    a Python program's memory      0.89, 0.32        0.11, 0.04        0.07, 0.005
+    the same 4 pages again         0.15, 0.06        0.15, 0.05        0.013, 0.002
+
+Bytes on the wire are 1.0001 of random ones, 0.0001 of zeroes, and 0.10 of the Python program's with zstd.
 """
 
 from __future__ import annotations

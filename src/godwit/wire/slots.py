@@ -6,7 +6,10 @@ search for equal pages, which is exact: xxh3 finds a candidate and memcmp(3) dec
 one hash on purpose spoils a chance, and no page. The destination keeps what it is told, and checks the
 numbers.
 
-NUMBERS
+A copy costs 0.6 us at the source and 0.2 at the destination, a new page that is kept 1.2 and 0.5, and at
+first as much again for the memory; a page on a link of 1 Gbit/s takes 33 us. Most programs have hardly any
+copies within reach, so they are looked for in 4 MiB of every 32, and on only while the link needs longer for
+what was found.
 """
 
 from __future__ import annotations
@@ -25,7 +28,7 @@ from godwit.wire.extents import Extent
 KEPT_BYTES: Final = 12 << 20
 SLOTS: Final = KEPT_BYTES // PAGE_SIZE
 CHUNK_PAGES: Final = frames.CHUNK_BYTES // PAGE_SIZE
-_SEARCH_S_PER_PAGE: Final = 0.9e-6
+_SEARCH_S_PER_PAGE: Final = 1e-6  # both sides together
 _LOOK_CHUNKS: Final = 4
 _REST_CHUNKS: Final = 28
 # A small program is over before the search for copies begins: it would mostly fetch memory to keep pages in.

@@ -1,0 +1,117 @@
+"""After the decision, while the last pages follow: the source's end, over as many lines as it takes.
+
+The tree runs at the destination, and the copy here is its memory until all of it has gone over. So nothing
+ends this but the end of the work or of one of the two: not a lost line, nor the user's interrupt.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable
+from typing import Final
+
+from godwit.engine.ranges import RangeSet
+from godwit.errors import GodwitError, MigrationError, Survivor
+from godwit.images import codec
+from godwit.linux.pause import pause
+from godwit.migrate import agreeing
+from godwit.migrate.channel import Channel
+from godwit.migrate.entries import DrainedEntry, ResumeEntry
+from godwit.migrate.pageserver import Left, PageServer
+from godwit.migrate.pagestream import buffer_of_pages
+from godwit.types import OwnedFd, Pid
+from godwit.wire import frames
+from godwit.wire.frames import FrameKind
+
+Reconnect = Callable[[], Channel]
+_AGAIN_S: Final = (0.05, 0.2, 0.5, 1.0)
+_LEFT_TO_COME: Final = "the last pages are on their way"
+
+
+def drain(
+    migration: str,
+    channel: Channel | None,
+    left: dict[int, Left],
+    connect: Reconnect,
+    progress: Callable[[int], None],
+    *,
+    tries: int | None = None,
+) -> tuple[DrainedEntry, Channel, int]:
+    """Serve pages until the destination has all; return what it told, the line it was told on, and the pages.
+
+    Args:
+        migration: Which move.
+        channel: The line that there is, None for none.
+        left: What is left, by index of the process.
+        connect: Opens another line.
+        progress: Told the bytes that are left.
+        tries: How often in a row to look for another line in vain; None: for ever.
+
+    Raises:
+        MigrationError: The destination does not know of it, or does not answer any more.
+    """
+    pages = 0
+    while True:
+        if channel is None:
+            channel = _resume(migration, left, connect, tries)
+        server = PageServer(channel, left, buffer_of_pages(), progress)
+        try:
+            drained = server.serve()
+        except OSError:
+            channel.close()
+            channel = None
+        else:
+            return drained, channel, pages + server.pages
+        finally:
+            pages += server.pages
+
+
+def _resume(migration: str, left: dict[int, Left], connect: Reconnect, tries: int | None) -> Channel:
+    """Open another line, and learn what is missing."""
+    attempt = 0
+    while True:
+        try:
+            channel = connect()
+            with contextlib.ExitStack() as undo:
+                undo.callback(channel.close)
+                _hear_what_is_missing(migration, channel, left)
+                undo.pop_all()
+            return channel
+        except MigrationError:
+            raise
+        except (GodwitError, OSError) as error:
+            attempt += 1
+            if tries is not None and attempt >= tries:
+                raise MigrationError(
+                    f"it runs at the destination, which does not answer ({error}); {_LEFT_TO_COME}",
+                    survivor=Survivor.DESTINATION,
+                    remedy="the copy here holds them: run `godwit recover` when it can be reached again",
+                ) from error
+            pause(_AGAIN_S[min(attempt, len(_AGAIN_S)) - 1])
+
+
+def _hear_what_is_missing(migration: str, channel: Channel, left: dict[int, Left]) -> None:
+    channel.open_stream()
+    channel.send(FrameKind.RESUME, codec.encode(ResumeEntry(migration=migration)))
+    channel.accept_stream()
+    missing: dict[int, RangeSet] = {index: RangeSet() for index in left}
+    while True:
+        kind, payload = agreeing.expect(channel, FrameKind.LEFT, FrameKind.RESUME)
+        if kind is FrameKind.RESUME:
+            break
+        head = frames.read_runs(payload, FrameKind.LEFT)
+        if head.process not in missing:
+            raise MigrationError("the destination lacks pages of nobody", survivor=Survivor.UNDECIDED)
+        for start, end in head.runs:
+            missing[head.process].add(start, end)
+    for index, found in missing.items():
+        left[index].ranges = found
+
+
+def left_of(pids: list[Pid]) -> dict[int, Left]:
+    """Return stopped processes that may have pages left, by index; which, the destination will say."""
+    return {
+        index: Left(pid, OwnedFd(os.open(f"/proc/{pid}/pagemap", os.O_RDONLY | os.O_CLOEXEC)), RangeSet())
+        for index, pid in enumerate(pids)
+    }

@@ -1,0 +1,243 @@
+"""What the pages of running processes still lack, kept so that a successor can go on from it.
+
+Every change is appended to a file before anything else happens, so whoever comes after a dead pager knows as
+much as it did. Messages that were read and not yet noted are the one gap: a flag says when it is open.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import mmap
+import os
+import signal
+import struct
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final, Self
+
+from godwit.engine.ranges import Range, RangeSet
+from godwit.errors import BusyError, ImageError
+from godwit.linux.pause import pause
+from godwit.migrate import journal
+from godwit.types import OwnedFd
+
+_HEAD: Final = struct.Struct("<8sIIQ")  # magic, pid of the pager, messages are being read, epoch
+_MAGIC: Final = b"GWPEND01"
+_HEAD_BYTES: Final = mmap.PAGESIZE
+_RECORD: Final = struct.Struct("<qqqqq")
+_SPACE, _LEFT, _GONE, _MOVED, _FORKED, _DEAD = range(1, 7)
+_TAKEN_OVER_WITHIN_S: Final = 5.0
+
+
+@dataclass(slots=True)
+class Space:
+    """One address space that lacks pages."""
+
+    number: int
+    source: int  # which process at the source has them: index as in the last TREE
+    kept_at: int  # number of the userfaultfd in the pod's init; -1: not there
+    pending: dict[int, RangeSet] = field(default_factory=dict[int, RangeSet])
+    """By how far a page has been moved since (mremap): its ranges, where they are now."""
+    dead: bool = False
+
+    def sources(self, start: int, end: int) -> Iterator[tuple[int, Range]]:
+        """Yield (shift, range now) of what is pending of a range at the source."""
+        for shift, found in self.pending.items():
+            for part in found.within(start + shift, end + shift):
+                yield shift, part
+
+    def source_of(self, address: int) -> int | None:
+        """Return where at the source a page is that is pending here; None if it is not."""
+        for shift, found in self.pending.items():
+            if found.within(address, address + 1):
+                return address - shift
+        return None
+
+    def lacks(self) -> bool:
+        """Tell whether anything is pending."""
+        return not self.dead and any(self.pending.values())
+
+
+class Pending:
+    """All address spaces of a move that lack pages, and the file that says so. One pager at a time."""
+
+    def __init__(self, file: OwnedFd, head: mmap.mmap) -> None:
+        self._file = file
+        self._head = head
+        self.spaces: dict[int, Space] = {}
+
+    # --- the file -----------------------------------------------------------------------------
+
+    @classmethod
+    def create(cls, migration: str) -> Self:
+        """Begin a file, as the pager of the move."""
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC
+        return cls._locked(OwnedFd(os.open(path_of(migration), flags, 0o600)))
+
+    @classmethod
+    def take_over(cls, migration: str) -> Self:
+        """Become the pager of a move in place of one that is dead or has lost its line.
+
+        Raises:
+            FileNotFoundError: Nothing is pending for that move.
+            BusyError: The other one does not let go.
+        """
+        file = OwnedFd(os.open(path_of(migration), os.O_RDWR | os.O_APPEND | os.O_CLOEXEC))
+        deadline = time.monotonic() + _TAKEN_OVER_WITHIN_S
+        while True:
+            try:
+                fcntl.flock(file.number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                _end_pager(file)
+                if time.monotonic() > deadline:
+                    file.close()
+                    raise BusyError("another pager serves this move and does not let go") from None
+                pause(0.01)
+            else:
+                break
+        made = cls._locked(file)
+        made._replay()
+        return made
+
+    @classmethod
+    def _locked(cls, file: OwnedFd) -> Self:
+        fcntl.flock(file.number, fcntl.LOCK_EX)
+        if os.fstat(file.number).st_size < _HEAD_BYTES:
+            os.ftruncate(file.number, _HEAD_BYTES)
+        head = mmap.mmap(file.number, _HEAD_BYTES)
+        _, _, reading, epoch = _HEAD.unpack_from(head)
+        _HEAD.pack_into(head, 0, _MAGIC, os.getpid(), reading, epoch + 1)
+        return cls(file, head)
+
+    @property
+    def epoch(self) -> int:
+        """How many pagers there have been."""
+        return int(_HEAD.unpack_from(self._head)[3])
+
+    @property
+    def torn(self) -> bool:
+        """A pager died between reading messages and noting them: what they said is not known."""
+        return bool(_HEAD.unpack_from(self._head)[2])
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[None]:
+        """Keep the flag up while messages are read and noted."""
+        struct.pack_into("<I", self._head, 12, 1)
+        yield
+        struct.pack_into("<I", self._head, 12, 0)
+
+    def close(self) -> None:
+        """Let go; what is pending stays pending."""
+        self._head.close()
+        self._file.close()
+
+    def _note(self, kind: int, *words: int) -> None:
+        os.write(self._file.number, _RECORD.pack(kind, *words, *[0] * (4 - len(words))))
+
+    def _replay(self) -> None:
+        size = os.fstat(self._file.number).st_size
+        raw = os.pread(self._file.number, size, _HEAD_BYTES)
+        apply = {
+            _SPACE: self._apply_space,
+            _LEFT: self._apply_left,
+            _GONE: self._apply_gone,
+            _MOVED: self._apply_moved,
+            _FORKED: self._apply_forked,
+            _DEAD: self._apply_dead,
+        }
+        for kind, *words in _RECORD.iter_unpack(raw[: len(raw) // _RECORD.size * _RECORD.size]):
+            if kind not in apply:
+                raise ImageError(f"the list of pending pages has a record of kind {kind}")
+            apply[kind](*words)
+
+    # --- changes ------------------------------------------------------------------------------
+
+    def add(self, source: int, kept_at: int) -> Space:
+        """Begin an address space."""
+        number = len(self.spaces)
+        self._note(_SPACE, number, source, kept_at)
+        self._apply_space(number, source, kept_at, 0)
+        return self.spaces[number]
+
+    def leave(self, space: Space, start: int, end: int) -> None:
+        """Note a range that is pending."""
+        self._note(_LEFT, space.number, start, end)
+        self._apply_left(space.number, start, end, 0)
+
+    def gone(self, space: Space, start: int, end: int) -> None:
+        """Note a range that came, or that the program has given up."""
+        self._note(_GONE, space.number, start, end)
+        self._apply_gone(space.number, start, end, 0)
+
+    def moved(self, space: Space, start: int, to: int, length: int) -> None:
+        """Note that the program has moved a range."""
+        self._note(_MOVED, space.number, start, to, length)
+        self._apply_moved(space.number, start, to, length)
+
+    def forked(self, parent: Space, kept_at: int) -> Space:
+        """Note a child, which lacks what its parent lacks."""
+        number = len(self.spaces)
+        self._note(_FORKED, number, parent.number, kept_at)
+        self._apply_forked(number, parent.number, kept_at, 0)
+        return self.spaces[number]
+
+    def dead(self, space: Space) -> None:
+        """Note that an address space has ended."""
+        self._note(_DEAD, space.number)
+        self._apply_dead(space.number, 0, 0, 0)
+
+    def _apply_space(self, number: int, source: int, kept_at: int, _: int) -> None:
+        self.spaces[number] = Space(number, source, kept_at, {0: RangeSet()})
+
+    def _apply_left(self, number: int, start: int, end: int, _: int) -> None:
+        self.spaces[number].pending[0].add(start, end)
+
+    def _apply_gone(self, number: int, start: int, end: int, _: int) -> None:
+        for found in self.spaces[number].pending.values():
+            found.remove(start, end)
+
+    def _apply_moved(self, number: int, start: int, to: int, length: int) -> None:
+        pending = self.spaces[number].pending
+        # What was at the target has been unmapped; of what goes there, each part keeps its own history.
+        taken = [(shift, found.remove(start, start + length)) for shift, found in pending.items()]
+        for found in pending.values():
+            found.remove(to, to + length)
+        for shift, parts in taken:
+            for first, beyond in parts:
+                there = pending.setdefault(shift + to - start, RangeSet())
+                there.add(first + to - start, beyond + to - start)
+
+    def _apply_forked(self, number: int, parent: int, kept_at: int, _: int) -> None:
+        known = self.spaces[parent]
+        pending = {shift: found.copy() for shift, found in known.pending.items()}
+        self.spaces[number] = Space(number, known.source, kept_at, pending)
+
+    def _apply_dead(self, number: int, *_: int) -> None:
+        self.spaces[number].dead = True
+
+
+def path_of(migration: str) -> Path:
+    """Return where the list of a move lies."""
+    return journal.beside(migration, "pending")
+
+
+def exists(migration: str) -> bool:
+    """Tell whether pages of a move are still awaited here."""
+    return path_of(migration).exists()
+
+
+def remove(migration: str) -> None:
+    """Forget a list: everything has come."""
+    path_of(migration).unlink(missing_ok=True)
+
+
+def _end_pager(file: OwnedFd) -> None:
+    """Ask the pager that holds the file to go."""
+    raw = os.pread(file.number, _HEAD.size, 0)
+    magic, pid, _, _ = _HEAD.unpack(raw)
+    if magic == _MAGIC and pid > 1:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGTERM)
