@@ -52,6 +52,8 @@ class Tracked:
     """What is tracked, and whose pages have all been told."""
     _holes: list[Range] = field(default_factory=list[Range])
     """Where in it there was nothing to tell, or what was told is known to have gone."""
+    _over_files: list[Range] = field(default_factory=list[Range])
+    """What was told of mappings of files: there the kernel hides it when a page is given up."""
 
     def close(self) -> None:
         """End the watch."""
@@ -62,11 +64,12 @@ class Tracked:
         """Have everything in these ranges told again."""
         self.covered = ranges.subtract(self.covered, lost)
 
-    def scan(self, spans: Ranges, *, protect: bool) -> Changes:
+    def scan(self, spans: Ranges, backed: Ranges, *, protect: bool) -> Changes:
         """Tell what has changed since the last scan.
 
         Args:
             spans: The private mappings, one range each, as they are now.
+            backed: Those of them that lie over a file.
             protect: The program runs on: what it writes from now on is for the next scan. Without, it is
                 stopped, and this is the last one.
         """
@@ -79,9 +82,29 @@ class Tracked:
             for span in group:
                 self._scan_mapping(span, found)
         self.covered = ranges.subtract(self.covered, found.torn)
+        gone, doubtful = self._given_up(spans, found.own)
+        own = ranges.union([*found.own, *doubtful])
         absent = ranges.subtract(ranges.union(found.absent), self._holes)
-        self._holes = ranges.subtract(ranges.union([*self._holes, *absent, *found.new]), found.own)
-        return Changes(found.own, ranges.union([*absent, *found.new]))
+        gone = ranges.subtract(ranges.union([*absent, *found.new, *gone]), doubtful)
+        self._holes = ranges.subtract(ranges.union([*self._holes, *gone]), own)
+        kept = ranges.subtract(self._over_files, gone)
+        self._over_files = ranges.union([*kept, *ranges.intersect(own, backed)])
+        return Changes(own, gone)
+
+    def _given_up(self, spans: Ranges, own: Ranges) -> tuple[list[Range], list[Range]]:
+        """Return where a page over a file was told, and the file shows again; and where it may be so.
+
+        When such a page goes, as by madvise(2) MADV_DONTNEED, the kernel leaves its write protection behind in
+        a marker, so it never shows as written. A marker looks like a page that is swapped out: what looks so
+        is told again. Of other memory the kernel leaves nothing behind.
+        """
+        told = ranges.intersect(self._over_files, ranges.union(spans))
+        there, doubtful = list(own), list[Range]()
+        for start, end in ranges.coalesce(told, _GAP_BYTES):
+            present = pagemap.scan_present(self.pagemap.number, start, end, written=False, protect=False)
+            there += [(first, beyond) for first, beyond, is_own in present if is_own]
+            doubtful += pagemap.scan_swapped(self.pagemap.number, start, end)
+        return ranges.subtract(told, ranges.union(there)), ranges.intersect(told, ranges.union(doubtful))
 
     def written(self) -> list[Range]:
         """Estimate what a scan would find now. Changes nothing."""
@@ -173,6 +196,15 @@ def spans_of(process: ProcessView) -> list[Range]:
         (mapping.start, mapping.end)
         for mapping in process.mappings
         if not mapping.shared and not memory.kernel_owned(mapping) and mapping.path != "[vsyscall]"
+    ]
+
+
+def backed_of(process: ProcessView) -> list[Range]:
+    """Return the ranges of private mappings that lie over a file."""
+    return [
+        (mapping.start, mapping.end)
+        for mapping in process.mappings
+        if mapping.inode and not mapping.shared and not memory.kernel_owned(mapping)
     ]
 
 

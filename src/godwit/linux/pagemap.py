@@ -144,6 +144,15 @@ def scan_present(
         yield first, beyond, not categories
 
 
+def scan_swapped(pagemap: Fd, start: int, end: int) -> Iterator[tuple[int, int]]:
+    """Yield (start, end) runs of pages that are swapped out, or of which only a marker is left.
+
+    Write protection outlives a page over a file in such a marker, and the two cannot be told apart.
+    """
+    for first, beyond, _ in _regions(pagemap, start, end, mask=PAGE_IS_SWAPPED):
+        yield first, beyond
+
+
 def _scan(pagemap: Fd, start: int, end: int) -> Iterator[tuple[int, int]]:
     # Not the file's and not the zero page; present or swapped.
     not_own = PAGE_IS_FILE | PAGE_IS_PFNZERO

@@ -15,7 +15,7 @@ from godwit.engine.capture import Capture
 from godwit.engine.pages import PageSource
 from godwit.engine.ranges import Range, RangeSet
 from godwit.engine.sums import Sums
-from godwit.engine.tracking import Changes, Tracked, Watch, spans_of
+from godwit.engine.tracking import Changes, Tracked, Watch, backed_of, spans_of
 from godwit.engine.view import MemoryObject, ProcessView, TreeView
 from godwit.linux import pagemap
 from godwit.migrate import leaving
@@ -64,7 +64,7 @@ class Copying:
             if tracked is None:
                 continue
             try:
-                changes = tracked.scan(spans_of(process), protect=True)
+                changes = tracked.scan(spans_of(process), backed_of(process), protect=True)
             except ProcessLookupError:
                 tracked.covered = []  # It has ended.
             else:
@@ -103,7 +103,10 @@ class Copying:
             wholesale = self._wholesale(process, entry)
             changes = self._last_changes(process, source, wholesale)
             parts = leaving.divide(entry, changes.dirty, wholesale, along_pages)
-            self._drop((index, 0), Changes([], ranges.subtract(ranges.union(changes.gone), parts.behind)))
+            # What goes along of a range that nobody looked at may be absent here and old there.
+            unseen = ranges.intersect(parts.along, wholesale)
+            gone = ranges.subtract(ranges.union([*changes.gone, *unseen]), parts.behind)
+            self._drop((index, 0), Changes([], gone))
             if parts.behind:
                 self.stream.leave(index, parts.behind)
                 table = OwnedFd(os.open(f"/proc/{process.pid}/pagemap", os.O_RDONLY | os.O_CLOEXEC))
@@ -142,7 +145,7 @@ class Copying:
         spans = ranges.subtract(source.spans, skip)
         tracked = self.watch.of(process)
         if tracked is not None:
-            return tracked.scan(spans, protect=False)
+            return tracked.scan(spans, backed_of(process), protect=False)
         dirty = [run for start, end in spans for run in source.runs_within(start, end)]
         return Changes(dirty, spans if self._begun else [])
 

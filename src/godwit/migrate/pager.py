@@ -112,21 +112,14 @@ class Pager:
 
     def _place(self, process: int, start: int, end: int, address: int) -> None:
         """Put pages of a process at the source wherever they are pending. `address` 0: they are zero."""
-        for space in [each for each in self.pending.spaces.values() if each.source == process]:
-            for shift in list(space.pending):
-                self._fill(space, shift, start + shift, end + shift, address)
-
-    def _fill(self, space: Space, shift: int, start: int, end: int, address: int) -> None:
-        """Fill what is pending of a range with what lies at our address, or with zeroes."""
-        at = start
-        # Asked anew each time: what is pending changes when the program does something in between.
-        while not space.dead and (parts := space.pending[shift].within(at, end)):
-            first, beyond = parts[0]
-            done = self._fill_some(space, first, beyond, address + (first - start) if address else 0)
+        # Asked anew each time: children are born and mappings moved in between, and each page comes once.
+        while (found := self.pending.wanting(process, start, end)) is not None:
+            space, shift, first, beyond = found
+            offset = first - shift - start
+            done = self._fill_some(space, first, beyond, address + offset if address else 0)
             if done:
                 self.pending.gone(space, first, first + done)
                 self._answered(space, first, first + done)
-                at = first + done
             else:
                 # The program is changing its mappings, and waits for us to hear of it.
                 self._messages(space.number)
@@ -138,8 +131,15 @@ class Pager:
             if address:
                 return userfaultfd.copy(uffd, start, address, end - start)
             return userfaultfd.zero(uffd, start, end - start)
-        except (FileExistsError, FileNotFoundError):
-            # There already; or unmapped, and the message is on its way. Who waits finds out himself.
+        except FileNotFoundError:
+            # The range lies in two mappings, which the kernel does not take at once; or it is unmapped, and
+            # the message is on its way.
+            if end - start > PAGE_SIZE:
+                return self._fill_some(space, start, start + PAGE_SIZE, address)
+            userfaultfd.wake(uffd, start, end)
+            return PAGE_SIZE
+        except FileExistsError:
+            # There already. Who waits finds out himself.
             userfaultfd.wake(uffd, start, start + PAGE_SIZE)
             return PAGE_SIZE
         except OSError as error:

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Self
 
-from godwit.engine.ranges import Range, RangeSet
+from godwit.engine.ranges import RangeSet
 from godwit.errors import BusyError, ImageError
 from godwit.linux.pause import pause
 from godwit.migrate import journal
@@ -42,12 +42,6 @@ class Space:
     pending: dict[int, RangeSet] = field(default_factory=dict[int, RangeSet])
     """By how far a page has been moved since (mremap): its ranges, where they are now."""
     dead: bool = False
-
-    def sources(self, start: int, end: int) -> Iterator[tuple[int, Range]]:
-        """Yield (shift, range now) of what is pending of a range at the source."""
-        for shift, found in self.pending.items():
-            for part in found.within(start + shift, end + shift):
-                yield shift, part
 
     def source_of(self, address: int) -> int | None:
         """Return where at the source a page is that is pending here; None if it is not."""
@@ -152,6 +146,17 @@ class Pending:
             if kind not in apply:
                 raise ImageError(f"the list of pending pages has a record of kind {kind}")
             apply[kind](*words)
+
+    def wanting(self, source: int, start: int, end: int) -> tuple[Space, int, int, int] | None:
+        """Return who lacks something of a range of a process at the source: space, shift, and which part."""
+        for space in self.spaces.values():
+            if space.source != source or space.dead:
+                continue
+            for shift, found in space.pending.items():
+                parts = found.within(start + shift, end + shift)
+                if parts:
+                    return space, shift, *parts[0]
+        return None
 
     # --- changes ------------------------------------------------------------------------------
 

@@ -145,13 +145,14 @@ static void move(struct region *region, struct region *to, bool leave_old)
         return;
     bool moved = remap(region, region->pages,
                        MREMAP_MAYMOVE | MREMAP_FIXED | (leave_old ? MREMAP_DONTUNMAP : 0), to->start);
-    if (!moved && to->kind == NOTHING) {
-        reserve(to->start, region->pages); /* An older kernel unmaps there before it looks here. */
-        return;
-    }
     if (!moved) {
-        unmap(to);
+        /* An older kernel unmaps there before it looks here. Since Linux 6.17 a range of several mappings
+           moves one by one, and stops where one is under userfaultfd(2): some may have gone over. */
+        if (to->kind != NOTHING)
+            unmap(to);
         reserve(to->start, place_pages);
+        unmap(region);
+        reserve(region->start, place_pages);
         return;
     }
     if (to->kind != NOTHING) {
