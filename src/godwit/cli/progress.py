@@ -25,10 +25,12 @@ STAGES = {
     "inspect": "looking",
     "plan": "planning",
     "spawn": "preparing",
+    "round": "copying",
     "freeze": "frozen",
     "pages": "memory",
     "ready": "verifying",
     "commit": "committing",
+    "drain": "following",
     "done": "done",
 }
 
@@ -49,23 +51,40 @@ def _nothing(event: ProgressEvent) -> None:
     del event
 
 
+def _name(event: ProgressEvent) -> str:
+    stage = STAGES.get(event.stage, event.stage)
+    return f"{stage} {event.round}" if event.round else stage
+
+
+def _details(event: ProgressEvent) -> list[str]:
+    """Say what else is known: how long it will take, and for how long the program would be stopped now."""
+    words: list[str] = []
+    if event.eta_s is not None:
+        words.append(f"{event.eta_s:.1f} s left")
+    if event.freeze_s is not None:
+        words.append(f"freeze {event.freeze_s * 1000:.0f} ms")
+    if event.message:
+        words.append(printable(event.message))
+    return words
+
+
 class _Lines:
     """A line for each stage, and one for each quarter of the memory."""
 
     def __init__(self, title: str) -> None:
         self._title = title
-        self._last = ("", -1)
+        self._last = ("", 0, -1)
 
     def take(self, event: ProgressEvent) -> None:
         quarter = event.done_bytes * 4 // event.total_bytes if event.total_bytes else 0
-        if (event.stage, quarter) == self._last:
+        key = (event.stage, event.round, quarter)
+        if key == self._last:
             return
-        self._last = (event.stage, quarter)
-        words = [f"{self._title}: {STAGES.get(event.stage, event.stage)}"]
+        self._last = key
+        words = [f"{self._title}: {_name(event)}"]
         if event.total_bytes:
             words.append(f"{amount(event.done_bytes)} of {amount(event.total_bytes)}")
-        if event.message:
-            words.append(printable(event.message))
+        words += _details(event)
         click.echo(", ".join(words), err=True)
 
 
@@ -85,7 +104,7 @@ class _Live:
         self._bar.stop()
 
     def take(self, event: ProgressEvent) -> None:
-        stage = STAGES.get(event.stage, event.stage)
+        stage = " ".join([_name(event), *_details(event)])
         self._bar.update(
             self._task, description=stage, total=event.total_bytes or None, completed=event.done_bytes
         )

@@ -91,14 +91,14 @@ def commit(
     except (OSError, ImageError) as error:
         return _after_lost_go(move, frozen, record, str(error))
     move.end_freeze()
-    move.watch.lap("commit")
-    move.watch.steps += [(f"destination {name}", ms) for name, ms in running.steps]
+    move.lap("commit")
+    move.add_steps(running.steps)
     if move.left:
         channel = _drain(move, channel)
     _end_here(move, frozen)
     with contextlib.suppress(OSError):
         channel.send(FrameKind.END)
-    move.watch.lap("end")
+    move.lap("end")
     move.tell("done")
     return _report(move, channel, tree, ready.pid)
 
@@ -112,10 +112,12 @@ def _drain(move: Move, channel: Channel | None) -> Channel:
 
     if channel is not None and channel.patience is not None:
         channel.patience.commit(_SILENT_S)
-    drained, channel, pages = draining.drain(move.migration, channel, move.left, move.connect, progress)
+    drained, channel, pages = draining.drain(
+        move.migration, channel, move.left, move.connect, progress, timeline=move.timeline
+    )
     move.pages += pages
     move.drained = drained
-    move.watch.lap("drain")
+    move.lap("drain")
     return channel
 
 

@@ -20,6 +20,7 @@ from godwit.migrate.channel import Channel
 from godwit.migrate.entries import DrainedEntry, ResumeEntry
 from godwit.migrate.pageserver import Left, PageServer
 from godwit.migrate.pagestream import buffer_of_pages
+from godwit.migrate.timeline import DISABLED, Timeline
 from godwit.types import OwnedFd, Pid
 from godwit.wire import frames
 from godwit.wire.frames import FrameKind
@@ -37,6 +38,7 @@ def drain(
     progress: Callable[[int], None],
     *,
     tries: int | None = None,
+    timeline: Timeline = DISABLED,
 ) -> tuple[DrainedEntry, Channel, int]:
     """Serve pages until the destination has all; return what it told, the line it was told on, and the pages.
 
@@ -46,6 +48,7 @@ def drain(
         left: What is left, by index of the process.
         connect: Opens another line.
         progress: Told the bytes that are left.
+        timeline: Where page faults are noted.
         tries: How often in a row to look for another line in vain; None: for ever.
 
     Raises:
@@ -55,7 +58,7 @@ def drain(
     while True:
         if channel is None:
             channel = _resume(migration, left, connect, tries)
-        server = PageServer(channel, left, buffer_of_pages(), progress)
+        server = PageServer(channel, left, buffer_of_pages(), progress, timeline)
         try:
             drained = server.serve()
         except OSError:

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 from godwit.engine import view
 from godwit.errors import MigrationError, Survivor
-from godwit.migrate import timeline
 from godwit.migrate.apart import Line
 from godwit.migrate.carried import CarriedFile
 from godwit.migrate.channel import Channel
 from godwit.migrate.entries import DrainedEntry
 from godwit.migrate.options import Options
 from godwit.migrate.report import ProgressEvent, Stopwatch
+from godwit.migrate.timeline import DISABLED, Timeline, Track
 from godwit.resources.outline import DemandEntry, OutlineEntry
 from godwit.resources.process import MachineEntry
 from godwit.types import Pid
@@ -44,7 +44,7 @@ class Move:
     watch: Stopwatch
     memory: view.Memory
     deadline: float | None = None
-    timeline: timeline.Timeline = timeline.DISABLED
+    timeline: Timeline = DISABLED
     machine: MachineEntry | None = None
     destination: str = ""
     features: frozenset[str] = frozenset()  # of the destination
@@ -75,6 +75,7 @@ class Move:
         options: Options,
     ) -> Move:
         """Return a move of which nothing has been done yet."""
+        noted = DISABLED if options.trace is None else Timeline(migration)
         deadline = None if options.timeout_s is None else time.monotonic() + options.timeout_s
         return cls(
             pid,
@@ -86,12 +87,28 @@ class Move:
             Stopwatch(),
             view.of_mover(closes_connections=options.tcp_close),
             deadline,
+            noted,
         )
 
     @property
     def can_postcopy(self) -> bool:
         """Whether memory may follow after the program runs at the destination."""
         return self.armed
+
+    def lap(self, name: str) -> None:
+        """End a step of the source."""
+        began_ns = self.watch.last_ns
+        self.watch.lap(name)
+        self.timeline.span(name, Track.SOURCE, began_ns, self.watch.last_ns)
+
+    def add_steps(self, steps: tuple[tuple[str, float], ...]) -> None:
+        """Take over the steps that the destination has just told of: the last one ended about now."""
+        self.watch.steps += [(f"destination {name}", ms) for name, ms in steps]
+        end_ns = time.monotonic_ns()
+        for name, ms in reversed(steps):
+            length_ns = int(ms * 1e6)
+            self.timeline.add_remote(name, -length_ns, length_ns, end_ns)
+            end_ns -= length_ns
 
     def tell(self, stage: str, done: int = 0, total: int = 0) -> None:
         """Tell who asked for the move where it stands."""
@@ -116,10 +133,13 @@ class Move:
     def begin_freeze(self) -> None:
         """Note that the program stops now."""
         self.frozen_at = time.monotonic()
+        self.watch.lap("rounds" if self.in_rounds else "waiting")
 
     def end_freeze(self) -> None:
         """Note that the program runs again."""
-        self.freeze_ms = (time.monotonic() - self.frozen_at) * 1000
+        now_ns = time.monotonic_ns()
+        self.freeze_ms = now_ns / 1e6 - self.frozen_at * 1000
+        self.timeline.frozen(now_ns - int(self.freeze_ms * 1e6), now_ns)
 
     def check(self) -> None:
         """Raise if the user gave up or the time is over. Before the commit only."""

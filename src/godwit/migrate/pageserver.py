@@ -20,6 +20,7 @@ from godwit.linux import pagemap
 from godwit.migrate import faults
 from godwit.migrate.channel import Channel
 from godwit.migrate.entries import CreditEntry, DrainedEntry
+from godwit.migrate.timeline import Timeline
 from godwit.types import PAGE_SIZE, OwnedFd, Pid
 from godwit.wire import frames
 from godwit.wire.frames import FrameKind
@@ -47,6 +48,7 @@ class PageServer:
     left: dict[int, Left]  # by the process's index in the last TREE
     buffer: bytearray
     progress: Callable[[int], None]  # told the bytes that are still left
+    timeline: Timeline
     pages: int = 0
     _sent: int = 0
     _credit: int = 0
@@ -82,6 +84,7 @@ class PageServer:
                 self._answer(payload)
 
     def _answer(self, payload: memoryview) -> None:
+        began_ns = self.timeline.now()
         head = frames.read_runs(payload, FrameKind.REQUEST)
         left = self.left.get(head.process)
         if left is None or head.pages_bytes > PUSH_BYTES:
@@ -95,6 +98,7 @@ class PageServer:
                 self._sent += 1
             # Else it is on its way.
             self._recent.append((head.process, start // PUSH_BYTES * PUSH_BYTES))
+            self.timeline.fault(began_ns, self.timeline.now(), start)
 
     def _push(self) -> bool:
         """Send some of what is left; tell whether there was anything."""

@@ -56,13 +56,13 @@ class Stopwatch:
 
     started_ns: int = field(default_factory=time.monotonic_ns)
     steps: list[tuple[str, float]] = field(default_factory=list[tuple[str, float]])
-    _last_ns: int = field(default_factory=time.monotonic_ns)
+    last_ns: int = field(default_factory=time.monotonic_ns)
 
     def lap(self, name: str) -> float:
         """End a step; return its ms."""
         now = time.monotonic_ns()
-        elapsed_ms = (now - self._last_ns) / 1e6
-        self._last_ns = now
+        elapsed_ms = (now - self.last_ns) / 1e6
+        self.last_ns = now
         self.steps.append((name, round(elapsed_ms, 3)))
         return elapsed_ms
 

@@ -19,7 +19,8 @@ from godwit.engine.freeze import FrozenTree
 from godwit.engine.view import TreeView
 from godwit.errors import GodwitError, MigrationError, Refusal, RefusedError, Survivor
 from godwit.images import codec
-from godwit.migrate import agreeing, apart, commit, faults, journal, sending, settle
+from godwit.log import log
+from godwit.migrate import agreeing, apart, commit, faults, journal, outfile, sending, settle
 from godwit.migrate import copying as copying_of
 from godwit.migrate.apart import Line
 from godwit.migrate.channel import Channel, Closed
@@ -59,14 +60,31 @@ def migrate(
     """
     migration = secrets.token_hex(16)
     plan.check_target(pid)
+    if options.trace is not None:
+        outfile.check(options.trace)
 
     def work(line: Line[Report]) -> Report:
-        return _run(Move.begin(pid, host, connect, line, migration, options))
+        move = Move.begin(pid, host, connect, line, migration, options)
+        try:
+            return _run(move)
+        finally:
+            _write_timeline(move)
 
     try:
         return apart.run(work, Report, progress)
     except apart.WorkerDied as error:
         return _settle_after_death(migration, host, connect, str(error))
+
+
+def _write_timeline(move: Move) -> None:
+    """Write the timeline down, of a failed move too. That this fails is no reason for a move to fail."""
+    if move.options.trace is None:
+        return
+    move.timeline.strategy = move.strategy
+    try:
+        move.timeline.write(move.options.trace)
+    except GodwitError as error:
+        log.warning("%s", error.line())
 
 
 def _settle_after_death(migration: str, host: str, connect: Callable[[], Channel], status: str) -> Report:
@@ -179,13 +197,14 @@ def _copying(move: Move, channel: Channel) -> Copying:
 def _freeze(move: Move, channel: Channel, copying: Copying, *, along_pages: int = 0) -> Report:
     codec.prime(ReadyEntry, RunningEntry)
     move.check()
-    move.watch.lap("prepare")
+    move.lap("prepare")
     move.tell("freeze")
     with contextlib.ExitStack() as stack:
         stack.enter_context(freeze.beside(Tid(move.pid)))
         stopping = plan.frozen(move.pid, move.memory, move.begin_freeze, move.check)
         frozen, tree = stack.enter_context(stopping)
         faults.at(ROLE, "frozen")
+        move.lap("stop")
         return _move_frozen(move, channel, copying, frozen, tree, along_pages)
 
 
@@ -228,19 +247,19 @@ def _move_frozen(
     machine = capture.machine_now(move.machine, tree)
     captured = capture.capture(frozen, tree, machine)
     faults.at(ROLE, "captured")
-    move.watch.lap("capture")
+    move.lap("capture")
     with contextlib.closing(captured):
         sending.send_tree(channel, captured)
         copying.adapt(tree, move.told[0] if move.told else None, outline_of(captured.tree))
-        move.watch.lap("tree")
+        move.lap("tree")
         _send_rest(move, channel, copying, tree, captured, along_pages)
     faults.at(ROLE, "sent")
-    move.watch.lap("pages")
+    move.lap("pages")
     _, payload = agreeing.expect(channel, FrameKind.READY)
     ready = codec.decode(payload, ReadyEntry)
     faults.at(ROLE, "ready")
-    move.watch.lap("ready")
-    move.watch.steps += [(f"destination {name}", ms) for name, ms in ready.steps]
+    move.lap("ready")
+    move.add_steps(ready.steps)
     move.check()
     move.check_freeze(_COMMIT_S)
     record = commit.record_of(move, tree, captured.tree)
