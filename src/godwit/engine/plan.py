@@ -45,6 +45,7 @@ from godwit.types import OwnedFd, Pid
 # A holding that cannot be carried is refused when it is seen at so many looks.
 LOOKS: Final = 8
 PAUSE_S: Final = 0.013
+_QUICK_LOOKS: Final = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -207,23 +208,32 @@ def frozen(
     """
     for tries_left in reversed(range(LOOKS)):
         begin()
+        # Not that the program stands still for a walk through its page tables, if that can be helped.
+        memory_.may_walk = not memory_.tracked or tries_left < LOOKS - _QUICK_LOOKS
         try:
             tree = freeze.freeze(pid)
         except BusyError:
             if not tries_left:
                 raise
+            pause(PAUSE_S)
         else:
             with contextlib.ExitStack() as thawing:
                 thawing.callback(tree.thaw)
-                view = views.look(pid, memory_)
-                found = plan_frozen(view)
-                if found.movable:
+                found = None
+                with contextlib.suppress(views.MappingsChangedError):
+                    view = views.look(pid, memory_)
+                    found = plan_frozen(view)
+                if found is not None and found.movable:
                     yield tree, view
                     return
-            if not tries_left:
+            if found is not None and not tries_left:
                 found.obey()
+            memory_.may_walk = True
+            if found is None:
+                views.settled(pid, memory_, lambda _: None)
+            else:
+                pause(PAUSE_S)
         check()
-        pause(PAUSE_S)
 
 
 def plan_frozen(tree: TreeView) -> Plan:

@@ -94,9 +94,9 @@ class Tracked:
     def _given_up(self, spans: Ranges, own: Ranges) -> tuple[list[Range], list[Range]]:
         """Return where a page over a file was told, and the file shows again; and where it may be so.
 
-        When such a page goes, as by madvise(2) MADV_DONTNEED, the kernel leaves its write protection behind in
-        a marker, so it never shows as written. A marker looks like a page that is swapped out: what looks so
-        is told again. Of other memory the kernel leaves nothing behind.
+        When such a page goes, as by madvise(2) MADV_DONTNEED, the kernel leaves its write protection behind
+        in a marker, so it never shows as written. A marker looks like a page that is swapped out: what looks
+        so is told again. Of other memory the kernel leaves nothing behind.
         """
         told = ranges.intersect(self._over_files, ranges.union(spans))
         there, doubtful = list(own), list[Range]()
@@ -206,6 +206,11 @@ def backed_of(process: ProcessView) -> list[Range]:
         for mapping in process.mappings
         if mapping.inode and not mapping.shared and not memory.kernel_owned(mapping)
     ]
+
+
+def anonymous_of(process: ProcessView) -> list[Range]:
+    """Return the ranges of private mappings that lie over nothing."""
+    return ranges.subtract(spans_of(process), backed_of(process))
 
 
 def image_of(process: ProcessView) -> tuple[int, ...]:

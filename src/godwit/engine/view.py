@@ -40,6 +40,10 @@ _TRACKED = "uw"  # of VmFlags: userfaultfd write protection
 _SHARED_ANONYMOUS = "/dev/zero (deleted)"
 
 
+class MappingsChangedError(Exception):
+    """A look would take long: mappings have changed since the last one."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProcessView:
     """One process as /proc shows it."""
@@ -99,6 +103,7 @@ class Memory:
     # By (device, inode): a memory object keeps its number from look to look.
     object_ids: dict[tuple[int, int], int] = field(default_factory=dict[tuple[int, int], int])
     tracked: bool = False  # writes are noted, by us
+    may_walk: bool = True  # smaps may be read: it takes 27 ms for a GiB
     closes_connections: bool = False  # TCP connections may break
     movers: frozenset[Pid] = frozenset()  # who holds duplicates only for the sake of the move
 
@@ -278,6 +283,8 @@ def _mappings(pid: Pid, memory: Memory) -> tuple[Mapping, ...]:
         now = maps.read_maps(pid)
         if [_shape(mapping) for mapping in now] == [_shape(mapping) for mapping in known]:
             return known
+        if not memory.may_walk:
+            raise MappingsChangedError(f"pid {pid} has other mappings than a moment ago")
     found = maps.read_smaps(pid)
     if memory.tracked:
         # A range of the program's own userfaultfd would have been refused before we began.

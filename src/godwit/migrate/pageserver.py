@@ -29,6 +29,7 @@ PUSH_BYTES: Final = 1 << 16
 _AHEAD_FRAMES: Final = 12
 _LOOK_BYTES: Final = 4 << 20
 _RECENT: Final = 16
+_TELL_EVERY: Final = 256  # pushes
 
 
 @dataclass(slots=True)
@@ -52,6 +53,7 @@ class PageServer:
     pages: int = 0
     _sent: int = 0
     _credit: int = 0
+    _told: int = 0
     _recent: deque[tuple[int, int]] = field(default_factory=lambda: deque(maxlen=_RECENT))
     _over: DrainedEntry | None = None
 
@@ -137,7 +139,11 @@ class PageServer:
         left.ranges.remove(start, reached)
         if wanted:
             self._send(index, wanted)
-        self.progress(sum(each.ranges.total() for each in self.left.values()))
+        self._told -= 1
+        if self._told < 0:
+            # Counting what is left takes long when it is in many pieces.
+            self._told = _TELL_EVERY
+            self.progress(sum(each.ranges.total() for each in self.left.values()))
 
     def _send(self, index: int, runs: Sequence[Range]) -> None:
         """Send pages. One that is not there reads as zeroes, and is."""

@@ -58,8 +58,12 @@ class Rounds:
         if self.move.options.strategy is Strategy.HYBRID and self.move.armed:
             # Asked for by name: what is left follows, however little it is.
             decision = replace(decision, step=Step.HYBRID)
+        if self.done:
+            # To be tracked may have joined mappings; better learnt now than while it stands still.
+            tree = agreeing.agree(self.move, self.channel)
         if decision.step is Step.HYBRID:
-            self.copying.note_dense(tree)
+            self.copying.give_up_dense(tree)
+            self._synchronise(len(self.done))
         return decision
 
     def _decide(self, tree: TreeView) -> Decision:
@@ -100,8 +104,7 @@ class Rounds:
         stream.after_chunk = after_chunk
         assert move.told is not None
         self.copying.round(tree, move.told[0])
-        self.channel.send(FrameKind.ROUND, codec.encode(RoundEntry(number=number)))
-        agreeing.expect(self.channel, FrameKind.ROUND)
+        self._synchronise(number)
         seconds = time.monotonic() - began
         scanned = time.monotonic()
         dirty = self.copying.written_bytes(tree) // PAGE_SIZE
@@ -121,6 +124,11 @@ class Rounds:
             number, began_ns, time.monotonic_ns(), sent_pages=stream.pages - pages, dirty_pages=dirty
         )
         return tree
+
+    def _synchronise(self, number: int) -> None:
+        """Return once all that was sent is in place."""
+        self.channel.send(FrameKind.ROUND, codec.encode(RoundEntry(number=number)))
+        agreeing.expect(self.channel, FrameKind.ROUND)
 
     def _expected_bytes(self, tree: TreeView) -> int:
         if self.done:
