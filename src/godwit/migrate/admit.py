@@ -108,11 +108,14 @@ def refusals(
     *,
     in_pod: bool,
     carry: set[bytes] | None = None,
+    again: bool = False,
 ) -> Iterator[Refusal]:
     """Yield everything that this machine lacks for the tree.
 
     With `carry`, a file that the program writes and that is not here at all is no refusal: its path is
     added, for the source to bring the file along.
+
+    `again`: the tree was taken already, and has changed. Much of its memory is here by now.
 
     Raises:
         ImageError: The outline is dishonest.
@@ -141,7 +144,7 @@ def refusals(
         found = regular.check(entry, running=True)
         if found is not None and not (entry.writable and entry.file and _carry(entry.file, carry)):
             yield found
-    yield from _resource_refusals(header, demand)
+    yield from _resource_refusals(0 if again else header.private_bytes, demand)
     if not in_pod:
         yield from _pid_refusals(shape)
 
@@ -180,11 +183,11 @@ def _machine_refusals(header: HeaderEntry) -> Iterator[Refusal]:
         )
 
 
-def _resource_refusals(header: HeaderEntry, demand: DemandEntry) -> Iterator[Refusal]:
+def _resource_refusals(memory_bytes: int, demand: DemandEntry) -> Iterator[Refusal]:
     available = _available_bytes()
-    if header.private_bytes > available:
+    if memory_bytes > available:
         yield Refusal(
-            what=f"{header.private_bytes >> 20} MiB of memory",
+            what=f"{memory_bytes >> 20} MiB of memory",
             where="destination",
             why=f"only {available >> 20} MiB are available",
             remedy="make room there, or choose another machine",

@@ -262,7 +262,7 @@ def _until_tree(channel: Channel, builder: Builder, header: HeaderEntry, filled:
 def _agree_again(channel: Channel, builder: Builder, header: HeaderEntry, payload: memoryview) -> None:
     shape, demand, _ = receiving.read_outline(payload)
     carry: set[bytes] = set()
-    refusals = tuple(admit.refusals(header, shape, demand, in_pod=True, carry=carry))
+    refusals = tuple(admit.refusals(header, shape, demand, in_pod=True, carry=carry, again=True))
     if not refusals and not carry:
         builder.prepare(shape)
     verdict = VerdictEntry(
