@@ -170,7 +170,6 @@ def thread(stub: Stub, entry: ProcessEntry, own: ThreadEntry, current: TaskStatu
     if task is None:
         raise ImageError(f"thread {own.tid} of pid {stub.inner} is not in its list of threads")
     leader = task is stub.task
-    thread_resource.restore_scheduling(own, task.tid)
     batch = stub.batch(task)
     thread_resource.restore_self(own, batch)
     attributes.restore_thread(entry.attributes, batch)
@@ -276,5 +275,7 @@ def registers(stub: Stub, entry: ProcessEntry) -> None:
     """Take the workshop away and give every thread its registers. Nothing can be injected any more."""
     stub.workshop.unmap(stub.task)
     for own in entry.threads:
+        # Until now it shared our CPU, and whatever it is to be has not slowed it down.
+        thread_resource.restore_scheduling(own, stub.threads[own.tid].tid)
         wanted = stub.ended_sleeps.get(own.tid, own.registers)
         thread_resource.restore_registers(own, stub.threads[own.tid], wanted)

@@ -6,6 +6,8 @@ itself, so that what it opens is what the pod sees; the pod's init is the first 
 
 from __future__ import annotations
 
+import os
+
 from godwit.engine import clocks
 from godwit.engine.build import Builder
 from godwit.errors import DestinationError
@@ -52,5 +54,6 @@ def complete_init(builder: Builder) -> None:
     batch.add("prctl", _PR_SET_NAME, b"godwit-pod\0", 0, 0, 0)
     batch.add("mount", b"proc\0", b"/proc\0", b"proc\0", _PROC_FLAGS, 0)
     batch.run()
+    os.sched_setaffinity(init.task.tid, os.sched_getaffinity(0))
     init.workshop.unmap(init.task)
     init.task.restore()

@@ -188,7 +188,8 @@ def _build(channel: Channel, builder: Builder, header: HeaderEntry) -> Paging | 
     watch = Stopwatch()
     payload = _until_tree(channel, builder, header, filled)
     watch.lap("rounds")
-    tree = receiving.receive_tree(channel, builder, header, payload, filled, watch)
+    with builder.beside():
+        tree = receiving.receive_tree(channel, builder, header, payload, filled, watch)
     faults.at(ROLE, "received")
     record = _record(header, builder, tree)
     paging = Paging.begin(builder, record, home)

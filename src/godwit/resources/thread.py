@@ -264,8 +264,6 @@ def restore_parent_death_signal(entry: ThreadEntry, batch: Batch) -> None:
 
 def restore_scheduling(entry: ThreadEntry, tid: Tid) -> None:
     """Set policy, priority and CPUs from outside. `tid` is in our pid namespace."""
-    if sched.get_attributes(tid) != entry.scheduling:
-        sched.set_attributes(tid, entry.scheduling)
     every = range(os.cpu_count() or 1)
     wanted = set(every) if entry.all_cpus else set(entry.affinity) & set(every)
     if not wanted:
@@ -275,6 +273,9 @@ def restore_scheduling(entry: ThreadEntry, tid: Tid) -> None:
         )
     if os.sched_getaffinity(tid) != wanted:
         os.sched_setaffinity(tid, wanted)
+    # After the CPUs: SCHED_DEADLINE wants them all.
+    if sched.get_attributes(tid) != entry.scheduling:
+        sched.set_attributes(tid, entry.scheduling)
     if sched.get_io_priority(tid) != entry.io_priority:
         sched.set_io_priority(tid, entry.io_priority)
 
