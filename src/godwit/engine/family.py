@@ -85,9 +85,8 @@ def raise_family(family: Family, *, in_pod: bool) -> None:
         family.sessions[founder.inner] = founder.inner
         _make(family, founder, root, sibling=True)
     _raise_children(family, root, children)
-    _set_groups(family)
-    for pid in list(family.placeholders):
-        _dismiss(family, pid)
+    _set_groups(family, family.identities)
+    _dismiss_all(family)
     for identity in family.identities:
         if identity.state is ProcessState.ZOMBIE:
             _end(family, identity)
@@ -173,12 +172,12 @@ def _make_late_child(family: Family, parent: Stub, child: IdentityEntry) -> None
     _make(family, leader, child, sibling=True)
 
 
-def _set_groups(family: Family) -> None:
+def _set_groups(family: Family, identities: Sequence[IdentityEntry]) -> None:
     """Give everybody their process group; leaders of groups come first."""
-    for identity in family.identities:
+    for identity in identities:
         if identity.pgid == identity.pid and identity.sid != identity.pid:
             family.stubs[identity.pid].call("setpgid", 0, 0)
-    for identity in family.identities:
+    for identity in identities:
         if identity.pgid in (identity.pid, 0):
             continue
         stub = family.stubs[identity.pid]
@@ -202,6 +201,11 @@ def _stand_in_for_group(family: Family, member: Stub, pgid: int) -> None:
         _placeholder(family, member, pgid, session=False)
     except BusyError:
         return  # The leader lives, outside the tree: the group is there to be joined.
+
+
+def _dismiss_all(family: Family) -> None:
+    for pid in list(family.placeholders):
+        _dismiss(family, pid)
 
 
 def _dismiss(family: Family, pid: int) -> None:
@@ -232,13 +236,45 @@ def _end(family: Family, identity: IdentityEntry) -> None:
     stub.close()
 
 
-def adapt_threads(family: Family, identities: tuple[IdentityEntry, ...]) -> None:
-    """Give every process the threads that it has by now. Who is a process, and whose child, is the same."""
-    family.identities = identities
+def adapt(family: Family, identities: tuple[IdentityEntry, ...]) -> list[int]:
+    """Let processes and threads end and come to be, until the family is this; return new processes' pids.
+
+    That it can be done so, `reshape.adaptable` has said. A new process has its parent's memory.
+    """
+    before = {identity.pid: identity for identity in family.identities}
+    wanted = {identity.pid for identity in identities}
+    # Parents come before their children, and outlive them here.
+    for identity in reversed(family.identities):
+        if identity.pid not in wanted:
+            _remove(family, identity)
+    new = [identity for identity in identities if identity.pid not in before]
+    for identity in new:
+        _make_late_child(family, family.stubs[identity.ppid], identity)
+    _set_groups(family, new)
+    _dismiss_all(family)
+    _adapt_threads(family, identities)
     for identity in identities:
-        if identity.state is ProcessState.ZOMBIE:
+        if identity.state is ProcessState.ZOMBIE and identity.pid in family.stubs:
+            _end(family, identity)
+    family.identities = identities
+    return [identity.pid for identity in new if identity.state is not ProcessState.ZOMBIE]
+
+
+def _remove(family: Family, identity: IdentityEntry) -> None:
+    """End a process and have its parent reap it."""
+    stub = family.stubs.pop(identity.pid, None)
+    if stub is not None:
+        for task in [*stub.threads.values()][::-1]:
+            stubs.kill(task)
+        stub.close()
+    family.stubs[identity.ppid].call("wait4", identity.pid, 0, _WALL, 0)
+
+
+def _adapt_threads(family: Family, identities: Sequence[IdentityEntry]) -> None:
+    for identity in identities:
+        stub = family.stubs.get(identity.pid)
+        if stub is None:
             continue
-        stub = family.stubs[identity.pid]
         for gone in [inner for inner in stub.threads if inner not in identity.tids]:
             _end_thread(stub, stub.threads.pop(gone))
         stubs.clone_threads(stub, [tid for tid in identity.tids if tid not in stub.threads])

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from godwit.engine import missing, ranges, reshape, space
 from godwit.engine import stub as stubs
-from godwit.engine.family import Family, adapt_threads, raise_family
+from godwit.engine.family import Family, adapt, raise_family
 from godwit.engine.openpaths import OpenPaths
 from godwit.engine.ranges import Range, Ranges
 from godwit.engine.stub import Stub, Transfer
@@ -138,21 +138,36 @@ class Groundwork:
         )
 
     def _adapt(self, shape: OutlineEntry) -> None:
-        """Bring threads, objects and mappings up to date."""
+        """Bring processes, threads, objects and mappings up to date."""
         assert self.family is not None
         assert self.shape is not None
-        adapt_threads(self.family, shape.identities)
-        before, remade = self.shape, self._make_objects(shape)
-        for old, new in zip(before.spaces, shape.spaces, strict=True):
-            if old.vmas == new.vmas and before.path_files == shape.path_files and not remade:
-                continue
-            change = reshape.reshape(before, old, shape, new)
-            if change.nothing:
-                continue
-            self.reshaped = True
-            stub = self.family.stubs[new.pid]
+        with self.beside():
+            new = adapt(self.family, shape.identities)
+            for pid in [pid for pid in self.uffds if pid not in self.family.stubs]:
+                self.uffds.pop(pid).close()
+            self._arm()
+            remade = self._make_objects(shape)
+            before = {space_.pid: space_ for space_ in self.shape.spaces}
             with OpenPaths(shape) as paths:
-                space.apply(stub, change, new.vmas, paths.open, self.memory_object)
+                for space_ in shape.spaces:
+                    if space_.pid in new:
+                        stub = self.family.stubs[space_.pid]
+                        space.clear(stub)
+                        space.map_all(stub, space_.vmas, paths.open, self.memory_object)
+                    else:
+                        self._reshape(before[space_.pid], shape, space_, paths, remade=remade)
+
+    def _reshape(
+        self, old: SpaceEntry, shape: OutlineEntry, new: SpaceEntry, paths: OpenPaths, *, remade: bool
+    ) -> None:
+        assert self.family is not None
+        assert self.shape is not None
+        if old.vmas == new.vmas and self.shape.path_files == shape.path_files and not remade:
+            return
+        change = reshape.reshape(self.shape, old, shape, new)
+        if not change.nothing:
+            self.reshaped = True
+            space.apply(self.family.stubs[new.pid], change, new.vmas, paths.open, self.memory_object)
 
     def _make_objects(self, shape: OutlineEntry) -> bool:
         """Make and resize memory objects; tell whether one was made anew that was there before."""

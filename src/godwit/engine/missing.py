@@ -16,12 +16,13 @@ from typing import Final
 from godwit.engine import ranges, space
 from godwit.engine.ranges import Ranges
 from godwit.engine.stub import Stub
-from godwit.errors import ImageError, Refusal
-from godwit.linux import abi, pidfd, userfaultfd
+from godwit.errors import DestinationError, ImageError, Refusal
+from godwit.linux import abi, mman, pagemap, pidfd, userfaultfd
 from godwit.resources.memory import Backing, VmaEntry
 from godwit.types import Fd, OwnedFd
 
 _FLAGS: Final = os.O_CLOEXEC | os.O_NONBLOCK
+_TRIES: Final = 5
 FEATURES: Final = (
     userfaultfd.UFFD_FEATURE_EVENT_FORK
     | userfaultfd.UFFD_FEATURE_EVENT_REMAP
@@ -70,9 +71,10 @@ def may_be_left(vma: VmaEntry) -> bool:
     """Tell whether pages of a mapping can come later.
 
     Those of private file mappings cannot (the kernel knows no missing page there), those of locked memory
-    must not, and a stack's are needed at once.
+    must not, a stack's are needed at once, and of what a fork wipes a child lacks nothing.
     """
-    return vma.backing is Backing.ANONYMOUS and not vma.shared and not vma.locked and not vma.grows_down
+    private = vma.backing is Backing.ANONYMOUS and not vma.shared
+    return private and not vma.locked and not vma.grows_down and mman.MADV_WIPEONFORK not in vma.advice
 
 
 def check(vmas: Sequence[VmaEntry], runs: Ranges) -> None:
@@ -83,8 +85,29 @@ def check(vmas: Sequence[VmaEntry], runs: Ranges) -> None:
 
 
 def leave(stub: Stub, uffd: Fd, vmas: Sequence[VmaEntry], runs: Ranges) -> None:
-    """Have nothing in these ranges, and have who touches them wait. The last change to a stub's memory."""
-    space.drop(stub, vmas, runs, zero=False)
-    for vma in vmas:
-        if may_be_left(vma) and ranges.intersect([(vma.start, vma.end)], runs):
-            userfaultfd.register(uffd, vma.start, vma.end, userfaultfd.UFFDIO_REGISTER_MODE_MISSING)
+    """Have nothing in these ranges, and have who touches them wait. The last change to a stub's memory.
+
+    Raises:
+        DestinationError: The kernel fills them again and again.
+    """
+    wanted = [
+        (vma.start, vma.end)
+        for vma in vmas
+        if may_be_left(vma) and ranges.intersect([(vma.start, vma.end)], runs)
+    ]
+    table = OwnedFd(os.open(f"/proc/{stub.pid}/pagemap", os.O_RDONLY | os.O_CLOEXEC))
+    with table:
+        for _ in range(_TRIES):
+            space.drop(stub, vmas, runs, zero=False)
+            for start, end in wanted:
+                userfaultfd.register(uffd, start, end, userfaultfd.UFFDIO_REGISTER_MODE_MISSING)
+            if not _any_present(table.number, runs):
+                return
+            # In between, the kernel has made a huge page of what was around.
+            for start, end in wanted:
+                userfaultfd.unregister(uffd, start, end)
+    raise DestinationError(f"the memory of pid {stub.inner} does not stay empty", remedy="try again")
+
+
+def _any_present(table: Fd, runs: Ranges) -> bool:
+    return any(True for start, end in runs for _ in pagemap.scan_private(table, start, end))

@@ -15,7 +15,7 @@ from godwit.engine import ranges
 from godwit.engine.ranges import Range
 from godwit.resources.memory import Backing, VmaEntry
 from godwit.resources.outline import OutlineEntry, SpaceEntry
-from godwit.resources.process import ProcessState
+from godwit.resources.process import IdentityEntry, ProcessState
 
 Key = tuple[object, ...]
 _OF_FILES: Final = (Backing.FILE, Backing.OBJECT)
@@ -134,20 +134,27 @@ def surviving(before: OutlineEntry, now: OutlineEntry) -> dict[int, list[Range]]
 
 
 def adaptable(before: OutlineEntry, now: OutlineEntry) -> bool:
-    """Tell whether the processes made for one outline serve for the other: only threads may differ."""
-    return _family_part(before) == _family_part(now)
+    """Tell whether a tree made for one outline can become the other process by process.
+
+    Processes may have ended or come to be, and threads too. Who stays must stand where it stood, and who is
+    new must be in a session of its own or its parent's: others take a history that only a new tree repeats.
+    """
+    old = {identity.pid: identity for identity in before.identities}
+    sessions = {identity.pid: identity.sid for identity in now.identities}
+    if before.identities[0].pid != now.identities[0].pid:
+        return False
+    for identity in now.identities:
+        known = old.get(identity.pid)
+        if known is not None and not _stays(known, identity):
+            return False
+        own = (identity.pid, sessions.get(identity.ppid))
+        if known is None and identity.sid not in own:
+            return False
+    return True
 
 
-def _family_part(shape: OutlineEntry) -> list[tuple[object, ...]]:
-    return [
-        (
-            identity.pid,
-            identity.ppid,
-            identity.pgid,
-            identity.sid,
-            identity.exit_signal,
-            identity.state is ProcessState.ZOMBIE,
-            identity.wait_status,
-        )
-        for identity in shape.identities
-    ]
+def _stays(known: IdentityEntry, now: IdentityEntry) -> bool:
+    if known.state is ProcessState.ZOMBIE and known != now:
+        return False
+    standing = (known.ppid, known.pgid, known.sid, known.exit_signal)
+    return standing == (now.ppid, now.pgid, now.sid, now.exit_signal)

@@ -124,7 +124,9 @@ def _workshop_range(stub: Stub) -> Range:
 
 def drop(stub: Stub, vmas: Sequence[VmaEntry], runs: Ranges, *, zero: bool) -> None:
     """Have pages be as if never written. With `zero` they are to read as zeroes, whatever lies below."""
-    below = [(vma.start, vma.end) for vma in vmas if vma.backing is Backing.FILE] if zero else []
+    # A page over a file or a memory object would show that again.
+    covered = [vma for vma in vmas if zero and vma.backing is not Backing.ANONYMOUS]
+    below = [(vma.start, vma.end) for vma in covered]
     batch = stub.batch()
     for start, end in ranges.subtract(runs, below):
         batch.make_room()

@@ -86,6 +86,8 @@ class Tracked:
         own = ranges.union([*found.own, *doubtful])
         absent = ranges.subtract(ranges.union(found.absent), self._holes)
         gone = ranges.subtract(ranges.union([*absent, *found.new, *gone]), doubtful)
+        if not protect:
+            return Changes(own, gone)
         self._holes = ranges.subtract(ranges.union([*self._holes, *gone]), own)
         kept = ranges.subtract(self._over_files, gone)
         self._over_files = ranges.union([*kept, *ranges.intersect(own, backed)])
@@ -275,7 +277,7 @@ class Watch:
     def update(self, root: Pid, processes: Sequence[ProcessView]) -> None:
         """Begin to watch who is not yet, and forget who is gone.
 
-        The whole tree is stopped for a moment if somebody is new. Who cannot be watched is left out.
+        The whole tree is stopped for a moment if somebody is new.
 
         Raises:
             OSError: This kernel cannot watch.

@@ -266,22 +266,25 @@ def _look_at(pid: Pid, memory: Memory) -> ProcessView:
         return ProcessView(
             pid=pid, stat=task_stat, status=status.read(pid), tids=tids or (Tid(pid),), mappings=(), links={}
         )
+    found = status.read(pid)
     return ProcessView(
         pid=pid,
         stat=task_stat,
-        status=status.read(pid),
+        status=found,
         tids=(Tid(pid), *sorted(tid for tid in tids if tid != Tid(pid))),
-        mappings=_mappings(pid, memory),
+        mappings=_mappings(pid, memory, found.vm_lck_bytes),
         links=tasks.open_fds(pid),
     )
 
 
-def _mappings(pid: Pid, memory: Memory) -> tuple[Mapping, ...]:
+def _mappings(pid: Pid, memory: Memory, locked_bytes: int) -> tuple[Mapping, ...]:
     """Read the mappings with their flags, from the last reading where nothing has changed since."""
     known = memory.smaps.get(pid)
     if known is not None:
         now = maps.read_maps(pid)
-        if [_shape(mapping) for mapping in now] == [_shape(mapping) for mapping in known]:
+        locked = sum(mapping.length_bytes for mapping in known if "lo" in mapping.flags)
+        same = [_shape(mapping) for mapping in now] == [_shape(mapping) for mapping in known]
+        if same and locked == locked_bytes:
             return known
         if not memory.may_walk:
             raise MappingsChangedError(f"pid {pid} has other mappings than a moment ago")

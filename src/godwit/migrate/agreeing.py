@@ -7,7 +7,7 @@ import time
 
 from godwit.engine import capture, clocks, view
 from godwit.engine.view import TreeView
-from godwit.errors import InternalError, MigrationError, RefusedError, Survivor
+from godwit.errors import BusyError, InternalError, MigrationError, RefusedError, Survivor
 from godwit.images import codec
 from godwit.migrate import carried, sending
 from godwit.migrate.channel import Channel
@@ -39,7 +39,12 @@ def agree(move: Move, channel: Channel) -> TreeView:
     wanted, tree = _offer(move, channel)
     if wanted:
         _bring_along(move, wanted)
-        _, tree = _offer(move, channel)
+        wanted, tree = _offer(move, channel)
+        if wanted:
+            raise BusyError(
+                f"the program writes to new files faster than they can be brought along ({os.fsdecode(wanted[0])})",
+                remedy="try again in a moment",
+            )
     return tree
 
 

@@ -6,11 +6,12 @@ Nothing is ever taken for sent that could not be read or that the destination ha
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from godwit.engine import pages, ranges, reshape, sums
+from godwit.engine import freeze, pages, ranges, reshape, sums
 from godwit.engine.capture import Capture
 from godwit.engine.pages import PageSource
 from godwit.engine.ranges import Range, RangeSet
@@ -23,7 +24,7 @@ from godwit.migrate.pageserver import Left
 from godwit.migrate.pagestream import PageStream, in_chunks
 from godwit.resources.outline import OutlineEntry
 from godwit.resources.process import ProcessEntry
-from godwit.types import OwnedFd, Pid
+from godwit.types import OwnedFd, Pid, page_ceil
 from godwit.wire import frames
 
 
@@ -58,21 +59,29 @@ class Copying:
     def round(self, tree: TreeView, shape: OutlineEntry) -> None:
         """Send what the destination lacks, while the program runs on. The destination has this shape."""
         self.watch.update(tree.root.pid, tree.processes)
-        for index, process in enumerate(_living(tree)):
-            tracked = self.watch.of(process)
-            if tracked is None:
-                continue
-            try:
-                changes = tracked.scan(spans_of(process), backed_of(process), protect=True)
-            except ProcessLookupError:
-                tracked.covered = []  # It has ended.
-            else:
-                self._send_living(index, tracked, changes)
+        for index, tracked, changes in self._scanned(tree):
+            self._send_living(index, tracked, changes)
         sizes = {entry.object_id: entry.size_bytes for entry in shape.objects}
         for found in tree.objects.values():
             if found.object_id in sizes:
                 self._send_object(found, sizes[found.object_id])
         self._begun = True
+
+    def _scanned(self, tree: TreeView) -> list[tuple[int, Tracked, Changes]]:
+        """Scan every process that is watched."""
+        found: list[tuple[int, Tracked, Changes]] = []
+        with _still(tree):
+            for index, process in enumerate(_living(tree)):
+                tracked = self.watch.of(process)
+                if tracked is None:
+                    continue
+                try:
+                    changes = tracked.scan(spans_of(process), backed_of(process), protect=True)
+                except ProcessLookupError:
+                    tracked.covered = []  # It has ended.
+                else:
+                    found.append((index, tracked, changes))
+        return found
 
     def written_bytes(self, tree: TreeView) -> int:
         """Estimate what a round would have to send now, memory objects left out."""
@@ -140,7 +149,7 @@ class Copying:
 
     def _last_objects(self, captured: Capture) -> None:
         for source in captured.sources:
-            # With rounds, one that came up since the last is noted too: an image may follow that goes on from here.
+            # After rounds, new ones are noted too: an image may follow that goes on from here.
             if source.pid is None and (self._begun or source.object_id in self._sums):
                 self._send_object_of(source.object_id, source.descriptor, source.spans[0][1])
             elif source.pid is None:
@@ -194,7 +203,7 @@ class Copying:
         known = self._sums.setdefault(object_id, Sums())
         changes = known.scan(descriptor.number, size_bytes, memoryview(self.stream.buffer))
         owner = (frames.OBJECT, object_id)
-        gone = ranges.intersect(changes.gone, [(0, size_bytes)])
+        gone = ranges.intersect(changes.gone, [(0, page_ceil(size_bytes))])
         if gone:
             self.stream.drop(owner, gone)
 
@@ -213,6 +222,17 @@ class Copying:
 def _living(tree: TreeView) -> Iterator[ProcessView]:
     """Yield the processes that have an address space, as outlines and trees count them."""
     return (process for process in tree.processes if not process.zombie)
+
+
+def _still(tree: TreeView) -> contextlib.AbstractContextManager[object]:
+    """Have a tree that reads with O_DIRECT stand still for the length of a scan.
+
+    The device writes into pages that were marked as written when the read(2) began. A scan in between would
+    protect them, and nothing would show what the device writes after it. A stopped thread is in no read.
+    """
+    if any(file.info.flags & os.O_DIRECT for file in tree.files):
+        return freeze.frozen(tree.root.pid)
+    return contextlib.nullcontext()
 
 
 def _is(descriptor: OwnedFd, found: MemoryObject) -> bool:

@@ -14,6 +14,7 @@ from godwit.migrate.carried import CarriedFile
 from godwit.migrate.channel import Channel
 from godwit.migrate.entries import DrainedEntry
 from godwit.migrate.options import Options
+from godwit.migrate.patience import LOOK_EVERY_S, Patience
 from godwit.migrate.report import ProgressEvent, Stopwatch
 from godwit.migrate.timeline import DISABLED, Timeline, Track
 from godwit.resources.outline import DemandEntry, OutlineEntry
@@ -55,7 +56,8 @@ class Move:
     strategy: str = "stopcopy"  # as it came out
     rounds: int = 1
     pages: int = 0
-    frozen_at: float = 0.0
+    patience: Patience | None = None
+    frozen_at: float = 0.0  # 0: not frozen
     freeze_ms: float = 0.0
     armed: bool = False  # the destination can take pages when the tree runs already
     left: dict[int, Left] = field(default_factory=dict[int, "Left"])  # what follows, by index of the process
@@ -134,6 +136,8 @@ class Move:
         """Note that the program stops now."""
         self.frozen_at = time.monotonic()
         self.watch.lap("rounds" if self.in_rounds else "waiting")
+        if self.patience is not None and self.options.max_freeze_s is not None:
+            self.patience.look_every_s = min(LOOK_EVERY_S, self.options.max_freeze_s / 4)
 
     def end_freeze(self) -> None:
         """Note that the program runs again."""
@@ -150,6 +154,12 @@ class Move:
                 survivor=Survivor.SOURCE,
                 remedy="allow more with --timeout",
             )
+
+    def check_all(self) -> None:
+        """Raise if the user gave up, the time is over, or a freeze under way has lasted too long."""
+        self.check()
+        if self.frozen_at and not self.freeze_ms:
+            self.check_freeze()
 
     def check_freeze(self, to_come_s: float = 0.0) -> None:
         """Raise if the freeze has lasted longer than allowed, or will with what is still to come."""

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Final
 
-_LOOK_EVERY_S: Final = 0.25
+LOOK_EVERY_S: Final = 0.25
 SILENCE_S: Final = 60.0
 
 
@@ -33,6 +33,7 @@ class Patience:
         self._check = check
         self._silence_s = silence_s
         self._since = 0.0
+        self.look_every_s = LOOK_EVERY_S
         signal.signal(signal.SIGALRM, self._look)
 
     def commit(self, silence_s: float) -> None:
@@ -44,7 +45,7 @@ class Patience:
     def blocking(self) -> Iterator[None]:
         """Watch over the block."""
         self._since = time.monotonic()
-        signal.setitimer(signal.ITIMER_REAL, _LOOK_EVERY_S, _LOOK_EVERY_S)
+        signal.setitimer(signal.ITIMER_REAL, self.look_every_s, self.look_every_s)
         try:
             yield
         finally:

@@ -91,6 +91,9 @@ class Rounds:
         began, number = time.monotonic(), len(self.done) + 1
         began_ns = time.monotonic_ns()
         move, stream = self.move, self.copying.stream
+        if self.done:
+            # Advice and locks of a mapping change without a trace in maps.
+            move.memory.smaps.clear()
         tree = before if not self.done else agreeing.agree(move, self.channel)
         pages, sent = stream.pages, self.channel.bytes_sent
         total = max(self._expected_bytes(tree), PAGE_SIZE)

@@ -112,7 +112,7 @@ def _settled(record: Record, host: str, connect: settle.Connect, what: str) -> M
 
 def _run(move: Move) -> Report:
     with contextlib.closing(_open(move)) as channel:
-        channel.patience = Patience(move.check)
+        channel.patience = move.patience = Patience(move.check_all)
         faults.at(ROLE, "connected")
         try:
             return _converse(move, channel)
