@@ -10,15 +10,13 @@ import errno
 import functools
 import os
 import stat as stat_module
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
-from godwit.engine import freeze
+from godwit.engine import freeze, openfiles
 from godwit.errors import NoProcessError
-from godwit.linux import kcmp
-from godwit.procfs import fdinfo, holders, maps, stat, status, tasks
+from godwit.procfs import holders, maps, stat, status, tasks
 from godwit.procfs.holders import MEMFD
 from godwit.procfs.maps import Mapping
 from godwit.procfs.stat import TaskStat
@@ -29,7 +27,7 @@ from godwit.resources.memory import VmaEntry
 from godwit.resources.objects import ObjectKind
 from godwit.resources.pathfile import PathFileEntry
 from godwit.tracee.gadgets import Gadgets
-from godwit.types import Fd, FileId, OwnedFd, Pid, Tid
+from godwit.types import Fd, OwnedFd, Pid, Tid
 
 Result = TypeVar("Result")
 _LOOKS = 20
@@ -120,7 +118,7 @@ class TreeView:
         self.processes = tuple(processes)
         self.memory = memory
         self._pids = frozenset(process.pid for process in processes)
-        self._files = _open_files(processes)
+        self._files = openfiles.group(processes)
         self._by_slot = {holder: file for file in self._files for holder in file.holders}
         self.objects = _memory_objects(self)
 
@@ -298,51 +296,6 @@ def _mappings(pid: Pid, memory: Memory, locked_bytes: int) -> tuple[Mapping, ...
 
 def _shape(mapping: Mapping) -> tuple[object, ...]:
     return (mapping.start, mapping.end, mapping.perms, mapping.offset, mapping.inode, mapping.path)
-
-
-def _open_files(processes: Sequence[ProcessView]) -> tuple[OpenFile, ...]:
-    """Group descriptors into open file descriptions: kcmp(2) tells which are one."""
-    by_link: dict[str, list[list[tuple[Pid, Fd]]]] = defaultdict(list)
-    for process in processes:
-        for fd, link in sorted(process.links.items()):
-            _place(by_link[link], (process.pid, fd))
-    files: list[OpenFile] = []
-    for link, groups in by_link.items():
-        for group in groups:
-            files.append(_open_file(FileId(len(files) + 1), link, tuple(sorted(group))))
-    return tuple(files)
-
-
-def _place(groups: list[list[tuple[Pid, Fd]]], slot: tuple[Pid, Fd]) -> None:
-    """Put a slot into its group, or into a new one. kcmp(2) orders files, so groups stay sorted."""
-    low, high = 0, len(groups)
-    while low < high:
-        middle = (low + high) // 2
-        order = kcmp.file_order(*slot, *groups[middle][0])
-        if order == kcmp.SAME:
-            groups[middle].append(slot)
-            return
-        if order == kcmp.LESS:
-            high = middle
-        else:
-            low = middle + 1
-    groups.insert(low, [slot])
-
-
-def _open_file(file_id: FileId, link: str, holders: tuple[tuple[Pid, Fd], ...]) -> OpenFile:
-    pid, fd = holders[0]
-    found = os.stat(f"/proc/{pid}/fd/{fd}")
-    return OpenFile(
-        file_id=file_id,
-        holders=holders,
-        link=link,
-        info=fdinfo.read(pid, fd),
-        mode=found.st_mode,
-        device=found.st_dev,
-        rdevice=found.st_rdev,
-        inode=found.st_ino,
-        where=f"pid {pid} fd {fd}",
-    )
 
 
 def _memory_objects(tree: TreeView) -> dict[tuple[int, int], MemoryObject]:
