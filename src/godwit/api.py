@@ -7,17 +7,20 @@ from pathlib import Path
 
 from godwit.engine.plan import Plan
 from godwit.lab import registry
+from godwit.migrate import checkpointing, receive, restoring, series, settle, source, transport
 from godwit.migrate import inspect as inspecting
-from godwit.migrate import receive, settle, source, store, transport
 from godwit.migrate.channel import Channel
 from godwit.migrate.convergence import Strategy
 from godwit.migrate.options import Options
 from godwit.migrate.report import Progress, ProgressEvent, Report, silent
+from godwit.migrate.restoring import Restored
+from godwit.migrate.series import Ended, Image, Rhythm
 from godwit.migrate.settle import Recovered
-from godwit.migrate.store import Restored
 from godwit.types import Pid
 
 __all__ = [
+    "Ended",
+    "Image",
     "Plan",
     "Progress",
     "ProgressEvent",
@@ -25,6 +28,7 @@ __all__ = [
     "Report",
     "Restored",
     "checkpoint",
+    "checkpoint_series",
     "inspect",
     "migrate",
     "recover",
@@ -105,14 +109,44 @@ def checkpoint(
     progress: Progress = silent,
 ) -> Report:
     """Write a process tree into a directory; unless it is to be left running, end it."""
-    return store.checkpoint(
+    return checkpointing.checkpoint(
         Pid(pid), directory, leave_running=leave_running, tcp_close=tcp_close, progress=progress
     )
 
 
+def checkpoint_series(
+    pid: int,
+    directory: Path,
+    *,
+    interval_s: float,
+    keep: int = series.KEEP,
+    tcp_close: bool = False,
+    made: Callable[[Image], None] = lambda _: None,
+    progress: Progress = silent,
+) -> Ended:
+    """Write a process tree into a directory again and again, each time what has changed since.
+
+    Args:
+        pid: The root of the tree. It runs on.
+        directory: Gets a directory for each image, 0001 and so on; may have some of the same program.
+        interval_s: From the begin of one image to the begin of the next.
+        keep: So many of the newest can be restored.
+        tcp_close: TCP connections may break: the program finds them reset.
+        made: Told of each image once it is safe.
+        progress: Told where it stands.
+
+    Returns:
+        When the program has ended, or after SIGINT; the program then runs on.
+    """
+    rhythm = Rhythm(interval_s=interval_s, keep=keep)
+    return series.checkpoint_series(
+        Pid(pid), directory, rhythm, tcp_close=tcp_close, made=made, progress=progress
+    )
+
+
 def restore(directory: Path, *, pod: bool = False, progress: Progress = silent) -> Restored:
-    """Make a process tree run again from a directory."""
-    return store.restore(directory, pod=pod, progress=progress)
+    """Make a process tree run again from a directory: its image, or the newest of its series."""
+    return restoring.restore(directory, pod=pod, progress=progress)
 
 
 def recover() -> tuple[Recovered, ...]:

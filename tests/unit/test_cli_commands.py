@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -11,6 +12,7 @@ import pytest
 
 from godwit.errors import NoProcessError
 from godwit.migrate.report import ProgressEvent, Report
+from godwit.migrate.series import Ended, Image
 from godwit.resources.base import Disposition, Finding
 from tests.unit.faces import Run, raising
 
@@ -117,6 +119,7 @@ def test_migrate_passes_on_what_was_asked_and_prints_the_report(run: Run, api: S
     assert shown.status == 0
     assert (asked["pid"], asked["host"], asked["timeout_s"]) == (12, "me@b", 2.5)
     wanted = "strategy freeze_ms total_ms bytes_sent pages rounds source destination pid survivor"
+    wanted += " faults fault_median_us fault_p99_us"
     assert {*wanted.split(), "migration", "processes", "threads", "steps"} == shown.json.keys()
     assert shown.json["steps"] == [["freeze", 1.5]]
     assert shown.err == ""
@@ -159,6 +162,63 @@ def test_checkpoint_passes_on_what_was_asked(run: Run, api: SimpleNamespace, tmp
     assert run("checkpoint", "12", "--output", str(tmp_path / "nap"), "--leave-running").status == 0
     assert asked["directory"] == tmp_path / "nap"
     assert asked["leave_running"] is True
+
+
+def one_image(name: str, goes_on_from: str = "") -> Image:
+    return Image(image=name, goes_on_from=goes_on_from, report=REPORT)
+
+
+def test_checkpoint_with_an_interval_tells_of_each_image_and_of_the_end(
+    run: Run, api: SimpleNamespace, tmp_path: Path
+) -> None:
+    asked: dict[str, object] = {}
+
+    def write(pid: int, directory: Path, *, made: Callable[[Image], None], **words: object) -> Ended:
+        asked.update(words, pid=pid, directory=directory)
+        made(one_image("0001"))
+        made(one_image("0002", "0001"))
+        return Ended(images=2, newest="0002", program_ended=True)
+
+    api.checkpoint_series = write
+    words = ("checkpoint", "12", "--output", str(tmp_path), "--interval", "2min")
+    shown = run(*words)
+    assert shown.status == 0
+    assert asked == {
+        "pid": 12,
+        "directory": tmp_path,
+        "interval_s": 120.0,
+        "keep": 5,
+        "tcp_close": False,
+    }
+    assert shown.out.splitlines() == [
+        "0001: 3.0 MiB, 768 pages, whole; frozen 12.5 ms, 80 ms in all",
+        "0002: 3.0 MiB, 768 pages, goes on from 0001; frozen 12.5 ms, 80 ms in all",
+        f"pid 12 has ended; 2 images, the newest is {tmp_path / '0002'}",
+    ]
+    first, second, end = map(json.loads, run(*words, "--keep", "3", "--json").out.splitlines())
+    assert asked["keep"] == 3
+    assert (first["image"], first["goes_on_from"], first["freeze_ms"]) == ("0001", "", 12.5)
+    assert (second["image"], second["goes_on_from"], second["pages"]) == ("0002", "0001", 768)
+    assert end == {"ended": {"images": 2, "newest": "0002", "program_ended": True}}
+
+
+def test_an_interrupted_series_says_that_the_program_runs_on(
+    run: Run, api: SimpleNamespace, tmp_path: Path
+) -> None:
+    api.checkpoint_series = lambda *_, **__: Ended(images=1, newest="0001", program_ended=False)
+    shown = run("checkpoint", "12", "--output", str(tmp_path), "--interval", "30s")
+    assert shown.out == f"interrupted; pid 12 runs on; 1 image, the newest is {tmp_path / '0001'}\n"
+
+
+@pytest.mark.parametrize("words", [("--keep", "3"), ("--interval", "0"), ("--interval", "1s", "--keep", "0")])
+def test_an_impossible_series_is_a_wrong_request(
+    run: Run, api: SimpleNamespace, tmp_path: Path, words: tuple[str, ...]
+) -> None:
+    api.checkpoint_series = raising(AssertionError("it began"))
+    api.checkpoint = raising(AssertionError("it began"))
+    shown = run("checkpoint", "12", "--output", str(tmp_path), *words)
+    assert shown.status == 2
+    assert shown.err.count("\n") == 1
 
 
 @pytest.mark.parametrize("option", ["--tcp-established", "--shell-job", "--file-locks"])

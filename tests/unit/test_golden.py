@@ -45,6 +45,11 @@ FRAME_NUMBERS = {
     "PACKED": 17,
     "DROP": 18,
     "ROUND": 19,
+    "LEFT": 20,
+    "REQUEST": 21,
+    "CREDIT": 22,
+    "DRAINED": 23,
+    "RESUME": 24,
 }
 FILE_TAGS = {
     "file": 1,
@@ -106,12 +111,43 @@ def test_a_stream_written_by_a_released_format_is_read_to_its_end(directory: Pat
         assert file.read() == b""
 
 
+INCREMENTS = [directory for directory in FORMATS if (directory / samples.INCREMENT).exists()]
+
+
+@pytest.mark.parametrize("directory", INCREMENTS, ids=lambda path: path.name)
+def test_an_image_that_goes_on_from_another_is_read_to_its_end(directory: Path) -> None:
+    with (directory / samples.INCREMENT).open("rb") as file:
+        channel = Channel(FdPipe(file.fileno(), -1))
+        assert channel.accept_stream() <= frames.FORMAT
+        _, payload = channel.expect(FrameKind.HEADER)
+        header = codec.decode(payload, KINDS["header"])
+        assert (header.parent, header.parent_digest) == ("0123456789abcdef" * 2, bytes(range(16)))
+        found = []
+        for name in "OUTLINE DROP PAGES ROUND OUTLINE TREE FILES PAGES END".split():
+            kind, payload = channel.expect(FrameKind[name])
+            if kind is FrameKind.DROP:
+                assert frames.read_runs(payload, kind).runs == [(PAGE_SIZE, 2 * PAGE_SIZE)]
+            if kind is FrameKind.PAGES:
+                process, object_id, _, data = frames.read_pages(payload)
+                found.append((process, object_id, data[0]))
+            if name.lower() in KINDS:
+                codec.decode(payload, KINDS[name.lower()])
+        assert found == [(0, 0, 1), (frames.OBJECT, 1, 2)]
+        assert file.read() == b""
+
+
+def test_an_older_header_goes_on_from_nothing() -> None:
+    header = codec.decode((samples.NEWEST / "header.bin").read_bytes(), KINDS["header"])
+    assert (header.parent, header.parent_digest) == ("", b"")
+
+
 def test_every_entry_has_a_sample_in_the_newest_format() -> None:
     """If one is missing: `python -m tests.golden.samples` writes it."""
     written = {path.stem for path in samples.NEWEST.glob("*.json")}
     assert written == set(KINDS)
     assert all((samples.NEWEST / f"{name}.bin").exists() for name in written)
     assert (samples.NEWEST / samples.STREAM).exists()
+    assert (samples.NEWEST / samples.INCREMENT).exists()
 
 
 def test_frame_numbers_keep_their_meaning() -> None:

@@ -8,6 +8,7 @@ from godwit.cli.output import amount, counted, say, say_json, settings, table
 
 if TYPE_CHECKING:
     from godwit.migrate.report import Report
+    from godwit.migrate.series import Image
 
 
 def show_report(report: Report, *, moved: bool) -> None:
@@ -35,3 +36,18 @@ def show_report(report: Report, *, moved: bool) -> None:
         rows.append(("runs at", report.survivor))
     for line in table(rows):
         say(line)
+
+
+def show_image(image: Image) -> None:
+    """Print a line about an image of a series."""
+    report = image.report
+    if settings().as_json:
+        from msgspec import to_builtins
+
+        say_json({"image": image.image, "goes_on_from": image.goes_on_from, **to_builtins(report)})
+        return
+    on = f"goes on from {image.goes_on_from}" if image.goes_on_from else "whole"
+    say(
+        f"{image.image}: {amount(report.bytes_sent)}, {counted(report.pages, 'page')}, {on};"
+        f" frozen {report.freeze_ms:.1f} ms, {report.total_ms:.0f} ms in all"
+    )

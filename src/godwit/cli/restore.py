@@ -28,6 +28,8 @@ FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
         "godwit restore /var/tmp/nap",
         "godwit restore /var/tmp/nap --detach --pid-file /run/nap.pid",
         "godwit restore /var/tmp/nap --pod           when one of its pids is taken",
+        "godwit restore /var/tmp/work                the newest image of a series",
+        "godwit restore /var/tmp/work/0003           this one",
     )
 )
 @click.argument("directory", metavar="DIR", type=click.Path(path_type=Path, file_okay=False))
@@ -44,7 +46,8 @@ FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 def restore(directory: Path, detach: bool, pid_file: Path | None, pod: bool) -> int:
     """Make what a checkpoint holds run again.
 
-    DIR is what `godwit checkpoint` wrote. The processes get the pids they had; when one is taken
+    DIR is what `godwit checkpoint` wrote; of a series the newest image is taken, unless DIR is that of
+    another one. The processes get the pids they had; when one is taken
     the error says which, and --pod helps.
 
     Without --detach it stays as the parent, passes SIGINT, SIGTERM, SIGHUP and SIGQUIT on to the

@@ -5,13 +5,20 @@ from __future__ import annotations
 import contextlib
 import socket
 import struct
+import time
 from collections.abc import Iterable, Iterator
+from typing import Final
 
 from godwit.engine.stub import Stub, Transfer
+from godwit.errors import BusyError
 from godwit.linux import pidfd, ptrace
+from godwit.linux.pause import pause
 from godwit.tracee import calls
 from godwit.tracee.task import Tracee
 from godwit.types import Fd, OwnedFd, Pid, Tid
+
+_LET_GO_WITHIN_S: Final = 1.0
+_AGAIN_S: Final = 0.002
 
 
 def take(init: Pid, number: int) -> OwnedFd:
@@ -53,9 +60,21 @@ def let_go(init: Pid, numbers: Iterable[int]) -> None:
         batch.run()
 
 
+def _seized(init: Pid) -> Tracee:
+    """Seize an init; who is about to let go of it is given a moment."""
+    deadline = time.monotonic() + _LET_GO_WITHIN_S
+    while True:
+        try:
+            return Tracee.seize(init, Tid(init))
+        except BusyError:
+            if time.monotonic() > deadline:
+                raise
+            pause(_AGAIN_S)
+
+
 @contextlib.contextmanager
 def _stopped(init: Pid) -> Iterator[tuple[Tracee, calls.Workshop]]:
-    task = Tracee.seize(init, Tid(init))
+    task = _seized(init)
     try:
         ptrace.interrupt(task.tid)
         task.wait_until_stopped()

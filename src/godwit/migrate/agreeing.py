@@ -42,7 +42,7 @@ def agree(move: Move, channel: Channel) -> TreeView:
         wanted, tree = _offer(move, channel)
         if wanted:
             raise BusyError(
-                f"the program writes to new files faster than they can be brought along ({os.fsdecode(wanted[0])})",
+                f"the program writes to new files all the time ({os.fsdecode(wanted[0])})",
                 remedy="try again in a moment",
             )
     return tree

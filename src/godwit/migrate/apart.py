@@ -13,8 +13,9 @@ import select
 import signal
 import socket
 import struct
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Final, Generic, NoReturn, TypeVar
 
 import msgspec
@@ -28,6 +29,7 @@ Result = TypeVar("Result")
 _TELL_EVERY_S: Final = 0.05
 _LENGTH: Final = struct.Struct("<cI")
 _PROGRESS: Final = b"p"
+_PART: Final = b"i"
 _RESULT: Final = b"r"
 _ERROR: Final = b"e"
 
@@ -54,6 +56,14 @@ class Line(Generic[Result]):
             return
         self._stage, self._told = event.stage, now
         self._send(_PROGRESS, msgspec.json.encode(event))
+
+    def part(self, value: object) -> None:
+        """Tell a part of the result, of dataclasses, numbers and strings, ahead of the whole."""
+        self._send(_PART, msgspec.json.encode(value))
+
+    def fileno(self) -> int:
+        """Return the descriptor that becomes readable when the parent asks to stop, or is gone."""
+        return self._connection.fileno()
 
     def cancelled(self) -> bool:
         """Tell whether the parent asked to stop, or is gone."""
@@ -83,8 +93,9 @@ def run(
     work: Callable[[Line[Result]], Result],
     kind: type[Result],
     progress: Progress,
+    part: Callable[[bytes], None] = lambda _: None,
 ) -> Result:
-    """Run `work` in a child and return what it returns.
+    """Run `work` in a child and return what it returns. `part` gets what `Line.part` tells, as JSON.
 
     An interrupt (SIGINT) here asks the child to stop, waits for it, and is raised afterwards.
 
@@ -100,7 +111,14 @@ def run(
     theirs.close()
     interrupted = False
     outcome: tuple[bytes, bytes] | None = None
-    with ours:
+
+    def interrupt() -> None:
+        nonlocal interrupted
+        interrupted = True
+        with contextlib.suppress(OSError):
+            ours.send(b"c")
+
+    with ours, _interrupts(interrupt):
         while outcome is None:
             try:
                 message = _receive(ours)
@@ -108,11 +126,12 @@ def run(
                     break
                 if message[0] == _PROGRESS:
                     progress(msgspec.json.decode(message[1], type=ProgressEvent))
+                elif message[0] == _PART:
+                    part(message[1])
                 else:
                     outcome = message
             except KeyboardInterrupt:
-                interrupted = True
-                ours.send(b"c")
+                interrupt()
     status = -1
     # A caller who ignores SIGCHLD has no children to wait for.
     with contextlib.suppress(ChildProcessError):
@@ -124,6 +143,20 @@ def run(
             raise KeyboardInterrupt
         raise error_from(msgspec.json.decode(outcome[1], type=ErrorEntry))
     return msgspec.json.decode(outcome[1], type=kind)
+
+
+@contextlib.contextmanager
+def _interrupts(noted: Callable[[], None]) -> Iterator[None]:
+    """Have an interrupt noted, not raised: it would tear a message in two, or what is done about one."""
+    ours = threading.current_thread() is threading.main_thread()
+    if not ours or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+    signal.signal(signal.SIGINT, lambda *_: noted())
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _receive(connection: socket.socket) -> tuple[bytes, bytes] | None:

@@ -21,6 +21,7 @@ from godwit.migrate.channel import Channel
 from godwit.migrate.entries import ErrorEntry, GoEntry, ReadyEntry, RunningEntry, error_from
 from godwit.migrate.journal import Carried, Member, Record, State
 from godwit.migrate.move import ROLE, Move
+from godwit.migrate.pageserver import CopyLostError
 from godwit.migrate.report import Report
 from godwit.resources import fdtable
 from godwit.resources.process import ProcessState, TreeEntry
@@ -94,7 +95,7 @@ def commit(
     move.lap("commit")
     move.add_steps(running.steps)
     if move.left:
-        channel = _drain(move, channel)
+        channel = _drain(move, frozen, channel)
     _end_here(move, frozen)
     with contextlib.suppress(OSError):
         channel.send(FrameKind.END)
@@ -103,20 +104,31 @@ def commit(
     return _report(move, channel, tree, ready.pid)
 
 
-def _drain(move: Move, channel: Channel | None) -> Channel:
+def _drain(move: Move, frozen: FrozenTree, channel: Channel | None) -> Channel:
     """Serve what was left behind until all of it has gone over; return the line it went over last."""
     total = sum(left.ranges.total() for left in move.left.values())
 
     def progress(still: int) -> None:
         move.tell("drain", total - still, total)
 
+    def connect() -> Channel:
+        line = move.connect()
+        line.limit_bytes_per_s = move.options.bandwidth_bytes_per_s
+        return line
+
     if channel is not None and channel.patience is not None:
         channel.patience.commit(_SILENT_S)
-    drained, channel, pages = draining.drain(
-        move.migration, channel, move.left, move.connect, progress, timeline=move.timeline
-    )
+    try:
+        drained, channel, pages = draining.drain(
+            move.migration, channel, move.left, connect, progress, timeline=move.timeline
+        )
+    except CopyLostError:
+        # What there still is here is of no use to anybody.
+        _end_here(move, frozen)
+        raise
     move.pages += pages
     move.drained = drained
+    move.freeze_ms += drained.resumed_ms
     move.lap("drain")
     return channel
 
@@ -192,7 +204,7 @@ def _after_lost_go(move: Move, frozen: FrozenTree, record: Record, why: str) -> 
             continue
         if state is State.RUNNING:
             if move.left:
-                with contextlib.closing(_drain(move, None)) as channel:
+                with contextlib.closing(_drain(move, frozen, None)) as channel:
                     _end_here(move, frozen)
                     channel.send(FrameKind.END)
             else:

@@ -58,8 +58,8 @@ MIN_VOLUME_BYTES: Final = 64 << 20  # small programs are limited by MAX_ROUNDS: 
 
 # Post-copy's own part of a freeze: noting and registering what is to follow; 1 to 3 ms measured.
 HYBRID_S: Final = 3e-3
-# What is written all over is given up before the freeze. What is left of older versions must be dropped within:
-# an injected call for each run, and its pages freed.
+# What is written all over is given up before the freeze. What is left of older versions must be dropped
+# within: an injected call for each run, and its pages freed.
 HYBRID_RUN_S: Final = 1e-6
 HYBRID_PAGE_S: Final = 0.03e-6
 # As many of the hottest pages as fit into this go along, each saving a fault of 35 to 60 us.

@@ -320,16 +320,23 @@ def _commit(channel: Channel, builder: Builder, header: HeaderEntry, paging: Pag
         raise MigrationError("the source has given this move up", survivor=Survivor.SOURCE)
     root = builder.root_pid()
     builder.deliver(late)
-    builder.release()
-    faults.at(ROLE, "released")
-    watch.lap("resume")
-    _tell_running(channel, watch)
-    if paging is not None:
+    if paging is None:
+        _release(builder, watch)
+        _tell_running(channel, watch)
+    else:
+        # Told first: the source has to serve the pages that are touched on the way.
+        _tell_running(channel, watch)
         # A line that breaks now is the source's to open again: see `_resume`.
-        drained = paging.serve(channel)
+        drained = paging.serve(channel, lambda: _release(builder, watch))
         log.info("all pages are here: %d were waited for", drained.faults)
     _forget_at_end(channel, header.migration)
     return Received(migration=header.migration, pid=root)
+
+
+def _release(builder: Builder, watch: Stopwatch) -> None:
+    builder.release()
+    faults.at(ROLE, "released")
+    watch.lap("resume")
 
 
 def _undo(builder: Builder, paging: Paging | None) -> None:

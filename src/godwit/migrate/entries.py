@@ -48,6 +48,8 @@ class HeaderEntry:
     machine: MachineEntry
     private_bytes: int  # memory to come, about
     postcopy: bool = False  # pages may come when the tree runs already
+    parent: str = ""  # `migration` of the stream that this one goes on from; empty: it is whole by itself
+    parent_digest: bytes = b""  # XXH3, 128 bits, of all of that stream
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,6 +136,7 @@ class CreditEntry:
 class DrainedEntry:
     """Nothing is left behind, or nothing is awaited."""
 
+    resumed_ms: float = 0.0  # from RUNNING until the last thread ran
     faults: int = 0  # pages that somebody waited for
     median_us: float = 0.0  # how long
     p99_us: float = 0.0

@@ -13,7 +13,7 @@ SOURCE_STEPS: Final = (
     "connected planned round prepared frozen captured sent ready committed parked unlocked gone pushed killed"
 ).split()
 DESTINATION_STEPS: Final = (
-    "greeted prepared round received built parked journalled released told paged".split()
+    "greeted prepared round received built parked journalled released told paged drained".split()
 )
 
 

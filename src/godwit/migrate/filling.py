@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
-from godwit.engine.groundwork import Groundwork
-from godwit.engine.ranges import total
+from godwit.engine.ranges import Ranges, total
 from godwit.errors import ImageError
 from godwit.images import codec
 from godwit.migrate.entries import EndEntry
@@ -33,11 +32,35 @@ def _unpacker() -> Unpacker:
     return Unpacker()
 
 
+class Ground(Protocol):
+    """Where pages are put: a `Groundwork`, or what stands before one."""
+
+    def write_process_pages(self, index: int, runs: Ranges, data: memoryview | None) -> None:
+        """Write pages of a process, zeroes without data."""
+        ...
+
+    def drop_process_pages(self, index: int, runs: Ranges) -> None:
+        """Give up pages of a process."""
+        ...
+
+    def write_object_pages(self, object_id: int, runs: Ranges, data: memoryview | None) -> None:
+        """Write pages of a memory object, zeroes without data."""
+        ...
+
+    def drop_object_pages(self, object_id: int, runs: Ranges) -> None:
+        """Punch holes into a memory object."""
+        ...
+
+    def leave(self, index: int, runs: Ranges) -> None:
+        """Take note that pages of a process come later."""
+        ...
+
+
 @dataclass(slots=True)
 class Filling:
     """All pages of one stream, in as many rounds as it takes."""
 
-    ground: Groundwork
+    ground: Ground
     unpacker: Unpacker = field(default_factory=_unpacker)
     pages: int = 0
     frames: int = 0

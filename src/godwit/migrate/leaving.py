@@ -23,6 +23,8 @@ from godwit.types import PAGE_SIZE, page_floor
 _GAP_BYTES: Final = 1 << 18
 _DENSE_BYTES: Final = 1 << 20
 _WORD: Final = struct.Struct("<Q")
+_STACK_T: Final = struct.Struct("<QixxxxQ")
+_SIGNAL_FRAME_BYTES: Final = 4 * PAGE_SIZE
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +43,18 @@ def can_stay(process: ProcessEntry) -> list[Range]:
 def needed_at_once(process: ProcessEntry) -> list[Range]:
     """Return the pages that threads, or the kernel on their behalf, are about to touch."""
     pages = {page_floor(address) for own in process.threads for address in _addresses(own)}
-    return ranges.union((page, page + 2 * PAGE_SIZE) for page in pages)
+    stacks = [stack for own in process.threads for stack in _stack_ends(own)]
+    return ranges.union([*((page, page + 2 * PAGE_SIZE) for page in pages), *stacks])
+
+
+def _stack_ends(own: ThreadEntry) -> Iterator[Range]:
+    """Yield where a signal's frame would be written: below the stack pointer, or atop the other stack."""
+    pointer = UserRegs.from_buffer_copy(own.registers).stack_pointer
+    yield max(0, page_floor(pointer) - _SIGNAL_FRAME_BYTES), page_floor(pointer) + PAGE_SIZE
+    start, _, length = _STACK_T.unpack(own.altstack)
+    if length:
+        end = page_floor(start + length + PAGE_SIZE - 1)
+        yield max(page_floor(start), end - _SIGNAL_FRAME_BYTES), end
 
 
 def _addresses(own: ThreadEntry) -> Iterator[int]:

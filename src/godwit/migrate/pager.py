@@ -14,9 +14,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
-from godwit.errors import ImageError
 from godwit.images import codec
 from godwit.linux import mem, userfaultfd
+from godwit.linux.arch import USER_SPACE_END
 from godwit.linux.userfaultfd import Message
 from godwit.migrate import faults
 from godwit.migrate.channel import Channel
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from godwit.wire.packing import Unpacker
 
 _CREDIT_EVERY: Final = 4
+_LOWEST: Final = 1 << 16  # no mapping lies lower: vm.mmap_min_addr
 _LATENCIES_KEPT: Final = 100_000
 _LOOK_AGAIN_MS: Final = 1000
 _KINDS: Final = (FrameKind.PAGES, FrameKind.ZEROES, FrameKind.COPIES, FrameKind.PACKED, FrameKind.DRAINED)
@@ -51,8 +52,8 @@ class Pager:
     _frames: int = 0
     _poll: select.poll = field(default_factory=select.poll)
 
-    def run(self) -> DrainedEntry:
-        """Return when nothing is missing any more.
+    def run(self) -> None:
+        """Return when nothing is missing any more; `finish` then says so.
 
         Raises:
             Closed, OSError: The line broke. What is missing stays missing, and who waits for it waits.
@@ -65,7 +66,23 @@ class Pager:
         self._poll.register(self.channel.fileno(), select.POLLIN)
         while self._living() and not self._step():
             pass
-        entry = self._summary()
+        for space in self.pending.spaces.values():
+            # Of what the source has not sent there is nothing: who touches it gets zeroes.
+            for start, end in [part for found in space.pending.values() for part in found]:
+                self.pending.gone(space, start, end)
+                self._look_again(space, start, end)
+        self._poll.unregister(self.channel.fileno())
+        faults.at("destination", "drained")
+
+    def step(self) -> None:
+        """Deal with what the programs do, for a moment, when nothing comes any more."""
+        for fd, _ in self._poll.poll(_LOOK_AGAIN_MS):
+            for number in [number for number, uffd in self.uffds.items() if uffd.number == fd]:
+                self._messages(number)
+
+    def finish(self, resumed_ms: float) -> DrainedEntry:
+        """Tell the source that nothing is awaited any more."""
+        entry = self._summary(resumed_ms)
         self.channel.send(FrameKind.DRAINED, codec.encode(entry))
         return entry
 
@@ -80,7 +97,9 @@ class Pager:
 
     def _step(self) -> bool:
         """Wait for something and deal with it; tell whether the source has nothing left."""
-        ready = set() if self.channel.has_word() else {fd for fd, _ in self._poll.poll(_LOOK_AGAIN_MS)}
+        ready: set[int] = set()
+        if not self.channel.has_word():
+            ready = {fd for fd, _ in self._poll.poll(_LOOK_AGAIN_MS)}
         for number in [number for number, uffd in self.uffds.items() if uffd.number in ready]:
             self._messages(number)
         if not ready:
@@ -168,8 +187,7 @@ class Pager:
         if uffd is None:
             return
         space = self.pending.spaces[number]
-        with self.pending.reading():
-            found = userfaultfd.read_messages(uffd.number)
+        with self.pending.reading(space, uffd.number) as found:
             waiting = [message for message in found if message.event == userfaultfd.UFFD_EVENT_PAGEFAULT]
             for message in found:
                 if message.event != userfaultfd.UFFD_EVENT_PAGEFAULT:
@@ -178,26 +196,25 @@ class Pager:
             self._fault(space, message.second & -PAGE_SIZE)
 
     def _note(self, space: Space, message: Message) -> None:
-        match message.event:
-            case userfaultfd.UFFD_EVENT_REMOVE | userfaultfd.UFFD_EVENT_UNMAP:
-                self.pending.gone(space, message.first, message.second)
-                self._look_again(space, message.first, message.second)
-            case userfaultfd.UFFD_EVENT_REMAP:
-                self.pending.moved(space, message.first, message.second, message.third)
-                self._look_again(space, message.first, message.first + message.third)
-            case userfaultfd.UFFD_EVENT_FORK:
-                child = OwnedFd(message.first & 0xFFFFFFFF)
-                made = self.pending.forked(space, self.adopt(child))
-                self.uffds[made.number] = child
-                self._poll.register(child.number, select.POLLIN)
-            case other:
-                raise ImageError(f"the kernel tells of an event {other} that nobody asked for")
+        if message.event == userfaultfd.UFFD_EVENT_FORK:
+            child = OwnedFd(message.first & 0xFFFFFFFF)
+            made = self.pending.forked(space, self.adopt(child))
+            self.uffds[made.number] = child
+            self._poll.register(child.number, select.POLLIN)
+            return
+        self.pending.note(space, message)
+        end = message.first + message.third
+        if message.event != userfaultfd.UFFD_EVENT_REMAP:
+            end = message.second
+        self._look_again(space, message.first, end)
 
     def _look_again(self, space: Space, start: int, end: int) -> None:
         """Have who waits for a page of a range try once more: the page is another one by now."""
         for number, page in [key for key in self._asked if key[0] == space.number]:
             if start <= page < end:
                 del self._asked[number, page]
+                if number not in self.uffds:
+                    continue
                 userfaultfd.wake(self.uffds[number].number, page, page + PAGE_SIZE)
 
     def _fault(self, space: Space, page: int) -> None:
@@ -224,13 +241,12 @@ class Pager:
                 self._waits_ns.append(now - asked)
 
     def _wake_all(self, number: int) -> None:
-        for found in self.pending.spaces[number].pending.values():
-            for start, end in found:
-                userfaultfd.wake(self.uffds[number].number, start, end)
+        userfaultfd.wake(self.uffds[number].number, _LOWEST, USER_SPACE_END)
 
-    def _summary(self) -> DrainedEntry:
+    def _summary(self, resumed_ms: float) -> DrainedEntry:
         waits = sorted(self._waits_ns) or [0]
         return DrainedEntry(
+            resumed_ms=resumed_ms,
             faults=self._faults,
             median_us=round(waits[len(waits) // 2] / 1000, 1),
             p99_us=round(waits[len(waits) * 99 // 100] / 1000, 1),

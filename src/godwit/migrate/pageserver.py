@@ -14,12 +14,12 @@ from typing import Final
 
 from godwit.engine import pages
 from godwit.engine.ranges import Range, RangeSet
-from godwit.errors import ImageError
+from godwit.errors import ImageError, MigrationError, Survivor
 from godwit.images import codec
 from godwit.linux import pagemap
 from godwit.migrate import faults
-from godwit.migrate.channel import Channel
-from godwit.migrate.entries import CreditEntry, DrainedEntry
+from godwit.migrate.channel import Channel, Closed
+from godwit.migrate.entries import CreditEntry, DrainedEntry, ErrorEntry, error_from
 from godwit.migrate.timeline import Timeline
 from godwit.types import PAGE_SIZE, OwnedFd, Pid
 from godwit.wire import frames
@@ -30,6 +30,18 @@ _AHEAD_FRAMES: Final = 12
 _LOOK_BYTES: Final = 4 << 20
 _RECENT: Final = 16
 _TELL_EVERY: Final = 256  # pushes
+_KINDS: Final = (FrameKind.REQUEST, FrameKind.CREDIT, FrameKind.DRAINED, FrameKind.ABORT)
+
+
+class CopyLostError(MigrationError):
+    """The copy here was killed before its last pages had gone over."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "it runs at the destination, and the copy here was killed before its last pages had gone over",
+            survivor=Survivor.DESTINATION,
+            remedy="the program there waits for ever once it needs one; end it, restart it from a checkpoint",
+        )
 
 
 @dataclass(slots=True)
@@ -62,7 +74,14 @@ class PageServer:
 
         Raises:
             Closed, OSError: The line broke. What is left says what the destination may lack.
+            CopyLostError: There is nothing to serve from any more.
         """
+        try:
+            return self._serve()
+        except ProcessLookupError as error:
+            raise CopyLostError from error
+
+    def _serve(self) -> DrainedEntry:
         told = False
         while self._over is None:
             self._listen(wait=told or self._sent - self._credit >= _AHEAD_FRAMES)
@@ -75,8 +94,11 @@ class PageServer:
 
     def _listen(self, *, wait: bool) -> None:
         while wait or self.channel.has_word():
-            kind, payload = self.channel.expect(FrameKind.REQUEST, FrameKind.CREDIT, FrameKind.DRAINED)
+            kind, payload = self.channel.expect(*_KINDS)
             wait = False
+            if kind is FrameKind.ABORT:
+                # Its pager cannot go on: another one may.
+                raise Closed(error_from(codec.decode(payload, ErrorEntry)).message)
             if kind is FrameKind.DRAINED:
                 self._over = codec.decode(payload, DrainedEntry)
                 return

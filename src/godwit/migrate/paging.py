@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import os
+import signal
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from godwit.engine import keeper
@@ -15,7 +19,7 @@ from godwit.log import log
 from godwit.migrate import journal, pending
 from godwit.migrate.channel import Channel
 from godwit.migrate.entries import DrainedEntry, ResumeEntry
-from godwit.migrate.journal import Member, Record
+from godwit.migrate.journal import Member, Record, State
 from godwit.migrate.pager import Pager
 from godwit.migrate.pending import Pending
 from godwit.procfs import stat
@@ -34,24 +38,32 @@ class Paging:
     home: OwnedFd
     """Our own mount namespace: while a pod is built, we are in the pod's."""
     uffds: dict[int, OwnedFd] = field(default_factory=dict[int, OwnedFd])
+    _resumed_ms: float = 0.0
 
     @classmethod
     def begin(cls, builder: Builder, record: Record, home: OwnedFd) -> Paging | None:
         """Note what is missing; None if nothing is."""
         if not builder.left:
             return None
-        assert builder.shape is not None
         assert record.pod_init is not None
         made = cls(record.migration, Pending.create(record.migration), record.pod_init, home)
+        try:
+            made._note_all(builder)
+        except BaseException:
+            made.abandon()
+            raise
+        return made
+
+    def _note_all(self, builder: Builder) -> None:
+        assert builder.shape is not None
         uffds = builder.take_uffds()
         for index, space in enumerate(builder.shape.spaces):
             if space.pid not in builder.left:
                 continue
-            lacking = made.pending.add(index, builder.kept_at[space.pid])
+            lacking = self.pending.add(index, builder.kept_at[space.pid])
+            self.uffds[lacking.number] = uffds[space.pid]
             for start, end in builder.left[space.pid]:
-                made.pending.leave(lacking, start, end)
-            made.uffds[lacking.number] = uffds[space.pid]
-        return made
+                self.pending.leave(lacking, start, end)
 
     @classmethod
     def take_over(cls, migration: str) -> Paging:
@@ -61,14 +73,13 @@ class Paging:
             MigrationError: There is nothing to go on with.
         """
         record = journal.read(migration, "destination")
+        if record is None or record.pod_init is None or record.state is not State.RUNNING:
+            raise MigrationError("this move does not run here", survivor=Survivor.UNDECIDED)
         try:
             known = Pending.take_over(migration)
         except FileNotFoundError:
-            raise MigrationError(
-                "no pages are awaited here for this move", survivor=Survivor.UNDECIDED
-            ) from None
-        if record is None or record.pod_init is None:
-            raise MigrationError("this move is not known here", survivor=Survivor.UNDECIDED)
+            # All has come, and only the word of it was lost with the line.
+            known = Pending.create(migration)
         home = OwnedFd(os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC))
         made = cls(migration, known, record.pod_init, home)
         made._take_uffds()
@@ -89,33 +100,64 @@ class Paging:
                 raise ImageError(f"nobody has kept the memory of process {space.number} together")
             self.uffds[space.number] = keeper.take(Pid(init.pid), space.kept_at)
 
-    def serve(self, channel: Channel) -> DrainedEntry:
+    def serve(self, channel: Channel, release: Callable[[], None] = lambda: None) -> DrainedEntry:
         """Serve until nothing is missing, and leave nothing behind.
 
+        `release` lets the processes run. It is called when pages are being served already: a signal that
+        waits for a thread is delivered by it, and its frame may go to a page that is missing.
+
         Raises:
-            Closed, OSError, GodwitError: The line broke. Whoever waits for a page goes on waiting.
+            MigrationError: The line broke, or there is no room. Whoever waits for a page goes on waiting, and
+                the source opens another line.
         """
         from godwit.wire.packing import Unpacker
 
+        # Before there is a second thread, as the kernel wants it.
         ns.setns(self.home.number, ns.CLONE_NEWNS)
         pager = Pager(channel, self.pending, self.uffds, Unpacker(), self._adopt)
+        began = time.monotonic()
+        with concurrent.futures.ThreadPoolExecutor(1, "pager") as beside:
+            served = beside.submit(self._serve, pager)
+            # Whoever asks us to go asks the pager, which knows when it may.
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+            release()
+            self._resumed_ms = round((time.monotonic() - began) * 1000, 3)
+            return served.result()
+
+    def _serve(self, pager: Pager) -> DrainedEntry:
         try:
-            drained = pager.run()
+            pager.run()
+            # Before the source is told: whoever closes last must not leave a range behind in which somebody
+            # waits for a page that nobody will bring.
+            while not self._let_go():
+                pager.step()
+            return pager.finish(self._resumed_ms)
+        except OSError as error:
+            raise MigrationError(
+                f"not all of the last pages came ({error}); who waits for one waits until the source is back",
+                survivor=Survivor.DESTINATION,
+            ) from error
         finally:
             pager.close()
             self.pending.close()
-        with contextlib.suppress(GodwitError, OSError):
-            keeper.let_go(Pid(self.init.pid), [space.kept_at for space in self.pending.spaces.values()])
+
+    def _let_go(self) -> bool:
+        """Have the pod's init close what it kept; tell whether it did."""
+        kept = [space.kept_at for space in self.pending.spaces.values()]
+        try:
+            keeper.let_go(Pid(self.init.pid), kept)
+        except (GodwitError, OSError) as error:
+            log.warning("the pod's init cannot be stopped just now: %s", error)
+            return False
         pending.remove(self.migration)
-        return drained
+        return True
 
     def resume(self, channel: Channel) -> DrainedEntry:
         """Tell a source on a new line what is still missing, and serve. Raises as `serve` does."""
-        lost = self.pending.torn
-        if lost:
+        if self.pending.torn:
             raise MigrationError(
-                "a pager was killed while it was told of a change: what is missing is not known for sure",
-                survivor=Survivor.UNDECIDED,
+                "a pager was killed while a child was born, and took along what would have filled its memory",
+                survivor=Survivor.DESTINATION,
                 remedy="the program waits where it is; end it, and restart it from a checkpoint",
             )
         for space in self.pending.spaces.values():

@@ -1,12 +1,14 @@
 """What the pages of running processes still lack, kept so that a successor can go on from it.
 
 Every change is appended to a file before anything else happens, so whoever comes after a dead pager knows as
-much as it did. Messages that were read and not yet noted are the one gap: a flag says when it is open.
+much as it did. The kernel's messages are read into the file itself: who dies before they are noted takes none
+along. Only the userfaultfd of a child that was just born may die with its reader.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import mmap
 import os
@@ -20,13 +22,21 @@ from typing import Final, Self
 
 from godwit.engine.ranges import RangeSet
 from godwit.errors import BusyError, ImageError
+from godwit.linux import userfaultfd
 from godwit.linux.pause import pause
+from godwit.linux.userfaultfd import UFFD_MSG_BYTES, Message
 from godwit.migrate import journal
-from godwit.types import OwnedFd
+from godwit.types import Fd, OwnedFd
 
 _HEAD: Final = struct.Struct("<8sIIQ")  # magic, pid of the pager, messages are being read, epoch
 _MAGIC: Final = b"GWPEND01"
 _HEAD_BYTES: Final = mmap.PAGESIZE
+_FLAG_AT: Final = 12
+_READING: Final = struct.Struct("<QQ")  # number of the space, length of the file before anything is noted
+_READING_AT: Final = _HEAD.size
+_MESSAGES_AT: Final = 1024
+_MESSAGES: Final = 64
+_MESSAGE: Final = struct.Struct("<B7xQQQ")
 _RECORD: Final = struct.Struct("<qqqqq")
 _SPACE, _LEFT, _GONE, _MOVED, _FORKED, _DEAD = range(1, 7)
 _TAKEN_OVER_WITHIN_S: Final = 5.0
@@ -61,6 +71,7 @@ class Pending:
     def __init__(self, file: OwnedFd, head: mmap.mmap) -> None:
         self._file = file
         self._head = head
+        self._length = os.fstat(file.number).st_size
         self.spaces: dict[int, Space] = {}
 
     # --- the file -----------------------------------------------------------------------------
@@ -69,7 +80,16 @@ class Pending:
     def create(cls, migration: str) -> Self:
         """Begin a file, as the pager of the move."""
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC
-        return cls._locked(OwnedFd(os.open(path_of(migration), flags, 0o600)))
+        file = OwnedFd(os.open(path_of(migration), flags, 0o600))
+        try:
+            fcntl.flock(file.number, fcntl.LOCK_EX)
+            # What is written through the map must have its room: a full disk would kill us with SIGBUS.
+            os.posix_fallocate(file.number, 0, _HEAD_BYTES)
+            return cls._mapped(file)
+        except BaseException:
+            file.close()
+            remove(migration)
+            raise
 
     @classmethod
     def take_over(cls, migration: str) -> Self:
@@ -92,15 +112,12 @@ class Pending:
                 pause(0.01)
             else:
                 break
-        made = cls._locked(file)
+        made = cls._mapped(file)
         made._replay()
         return made
 
     @classmethod
-    def _locked(cls, file: OwnedFd) -> Self:
-        fcntl.flock(file.number, fcntl.LOCK_EX)
-        if os.fstat(file.number).st_size < _HEAD_BYTES:
-            os.ftruncate(file.number, _HEAD_BYTES)
+    def _mapped(cls, file: OwnedFd) -> Self:
         head = mmap.mmap(file.number, _HEAD_BYTES)
         _, _, reading, epoch = _HEAD.unpack_from(head)
         _HEAD.pack_into(head, 0, _MAGIC, os.getpid(), reading, epoch + 1)
@@ -113,15 +130,26 @@ class Pending:
 
     @property
     def torn(self) -> bool:
-        """A pager died between reading messages and noting them: what they said is not known."""
+        """A pager died with a child's userfaultfd that nobody else had: the child lacks pages for good."""
         return bool(_HEAD.unpack_from(self._head)[2])
 
     @contextlib.contextmanager
-    def reading(self) -> Iterator[None]:
-        """Keep the flag up while messages are read and noted."""
-        struct.pack_into("<I", self._head, 12, 1)
-        yield
-        struct.pack_into("<I", self._head, 12, 0)
+    def reading(self, space: Space, uffd: Fd) -> Iterator[list[Message]]:
+        """Read the messages that wait. Unless the block notes all of them, a successor notes them anew."""
+        with _undisturbed(), memoryview(self._head) as head:
+            room = head[_MESSAGES_AT : _MESSAGES_AT + _MESSAGES * UFFD_MSG_BYTES]
+            room[:] = bytes(len(room))
+            _READING.pack_into(head, _READING_AT, space.number, self._length)
+            struct.pack_into("<I", head, _FLAG_AT, 1)
+            with room, contextlib.suppress(BlockingIOError):
+                os.readv(uffd, [room])
+            yield self._messages()
+            struct.pack_into("<I", head, _FLAG_AT, 0)
+
+    def _messages(self) -> list[Message]:
+        raw = self._head[_MESSAGES_AT : _MESSAGES_AT + _MESSAGES * UFFD_MSG_BYTES]
+        # No event has the number 0.
+        return [Message(*fields) for fields in _MESSAGE.iter_unpack(raw) if fields[0]]
 
     def close(self) -> None:
         """Let go; what is pending stays pending."""
@@ -129,11 +157,38 @@ class Pending:
         self._file.close()
 
     def _note(self, kind: int, *words: int) -> None:
-        os.write(self._file.number, _RECORD.pack(kind, *words, *[0] * (4 - len(words))))
+        written = os.write(self._file.number, _RECORD.pack(kind, *words, *[0] * (4 - len(words))))
+        if written < _RECORD.size:
+            os.ftruncate(self._file.number, self._length)
+            raise OSError(errno.ENOSPC, "no room for the list of pending pages")
+        self._length += written
 
     def _replay(self) -> None:
-        size = os.fstat(self._file.number).st_size
-        raw = os.pread(self._file.number, size, _HEAD_BYTES)
+        number, length = _READING.unpack_from(self._head, _READING_AT)
+        if not self.torn:
+            # Half a record is none: the disk was full, or the machine failed.
+            length = self._length - (self._length - _HEAD_BYTES) % _RECORD.size
+        after = os.pread(self._file.number, self._length, length)
+        os.ftruncate(self._file.number, length)
+        self._length = length
+        self._apply(os.pread(self._file.number, length - _HEAD_BYTES, _HEAD_BYTES))
+        if self.torn:
+            self._note_again(self.spaces[number], after)
+
+    def _note_again(self, space: Space, noted: bytes) -> None:
+        """Note all messages that a dead pager had read, in place of what it came to note of them."""
+        whole = noted[: len(noted) // _RECORD.size * _RECORD.size]
+        kept_at = [words[2] for kind, *words in _RECORD.iter_unpack(whole) if kind == _FORKED]
+        for message in self._messages():
+            if message.event != userfaultfd.UFFD_EVENT_FORK:
+                self.note(space, message)
+            elif kept_at:
+                self.forked(space, kept_at.pop(0))
+            else:
+                return
+        struct.pack_into("<I", self._head, _FLAG_AT, 0)
+
+    def _apply(self, raw: bytes) -> None:
         apply = {
             _SPACE: self._apply_space,
             _LEFT: self._apply_left,
@@ -142,7 +197,7 @@ class Pending:
             _FORKED: self._apply_forked,
             _DEAD: self._apply_dead,
         }
-        for kind, *words in _RECORD.iter_unpack(raw[: len(raw) // _RECORD.size * _RECORD.size]):
+        for kind, *words in _RECORD.iter_unpack(raw):
             if kind not in apply:
                 raise ImageError(f"the list of pending pages has a record of kind {kind}")
             apply[kind](*words)
@@ -171,6 +226,18 @@ class Pending:
         """Note a range that is pending."""
         self._note(_LEFT, space.number, start, end)
         self._apply_left(space.number, start, end, 0)
+
+    def note(self, space: Space, message: Message) -> None:
+        """Note what the kernel tells of an address space, but for faults and children."""
+        match message.event:
+            case userfaultfd.UFFD_EVENT_REMOVE | userfaultfd.UFFD_EVENT_UNMAP:
+                self.gone(space, message.first, message.second)
+            case userfaultfd.UFFD_EVENT_REMAP:
+                self.moved(space, message.first, message.second, message.third)
+            case userfaultfd.UFFD_EVENT_PAGEFAULT:
+                pass
+            case other:
+                raise ImageError(f"the kernel tells of an event {other} that nobody asked for")
 
     def gone(self, space: Space, start: int, end: int) -> None:
         """Note a range that came, or that the program has given up."""
@@ -237,6 +304,24 @@ def exists(migration: str) -> bool:
 def remove(migration: str) -> None:
     """Forget a list: everything has come."""
     path_of(migration).unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Let whoever asks us to go wait until the block is done."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def forgotten() -> Iterator[str]:
+    """Yield the moves of which there is a list, and nobody at work with it."""
+    for path in journal.directory().glob("*.pending"):
+        with contextlib.suppress(FileNotFoundError, BlockingIOError), path.open("rb") as file:
+            fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+            yield path.stem
 
 
 def _end_pager(file: OwnedFd) -> None:

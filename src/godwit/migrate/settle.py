@@ -14,13 +14,14 @@ from dataclasses import dataclass
 from typing import Final
 
 from godwit.engine import freeze
-from godwit.errors import GodwitError, ImageError, MigrationError, Survivor
+from godwit.errors import GodwitError, ImageError
 from godwit.images import codec
 from godwit.linux import pidfd
-from godwit.migrate import draining, journal
+from godwit.migrate import draining, journal, pending
 from godwit.migrate.channel import Channel
 from godwit.migrate.entries import AnswerEntry, QueryEntry
 from godwit.migrate.journal import Carried, Member, Record, State
+from godwit.migrate.pageserver import CopyLostError
 from godwit.procfs import stat
 from godwit.resources import fdtable
 from godwit.tracee import calls
@@ -61,6 +62,9 @@ def _signal(member: Member, number: int) -> None:
 def destination(migration: str) -> Recovered:
     """Settle a move whose builder died here: end what it built, or let it run."""
     record = journal.read(migration, "destination")
+    if record is None or record.state is not State.RUNNING:
+        # Whoever was at work with it is dead.
+        pending.remove(migration)
     if record is None:
         # Everything it had made was to die with it (PTRACE_O_EXITKILL).
         return Recovered(migration=migration, role="destination", outcome="nothing was built", pid=0)
@@ -80,6 +84,7 @@ def destination(migration: str) -> Recovered:
 
 def ask(channel: Channel, migration: str) -> AnswerEntry:
     """Ask a destination what became of a move. From then on the answer's state holds for good."""
+    draining.be_patient(channel)
     channel.open_stream()
     channel.send(FrameKind.QUERY, codec.encode(QueryEntry(migration=migration)))
     channel.accept_stream()
@@ -103,13 +108,13 @@ def source(record: Record, connect: Connect) -> Recovered:
         channel.close()
     root = record.members[0]
     if answer.state is State.RUNNING:
+        outcome, pid = f"ended here; it runs at {record.peer}", 0
         if answer.draining:
-            _drain(record, connect)
+            outcome = _drain(record, connect) or outcome
         for each in record.carried:
             _remove(root, each)
         for member in record.members:
             _signal(member, signal.SIGKILL)
-        outcome, pid = f"ended here; it runs at {record.peer}", 0
     elif not _alive(root):
         outcome, pid = "lost: it runs at neither end", 0
     else:
@@ -119,20 +124,21 @@ def source(record: Record, connect: Connect) -> Recovered:
     return Recovered(migration=record.migration, role="source", outcome=outcome, pid=pid)
 
 
-def _drain(record: Record, connect: Connect) -> None:
-    """Let the destination have the pages that it still lacks, out of the stopped copy here."""
-    if not all(_alive(member) for member in record.members):
-        raise MigrationError(
-            "it runs at the destination and lacks pages, and the copy here that had them is dead",
-            survivor=Survivor.UNDECIDED,
-            remedy="the program waits for ever for those pages; end it, and restart it from a checkpoint",
+def _drain(record: Record, connect: Connect) -> str:
+    """Let the destination have the pages that it still lacks, out of the stopped copy; say if it cannot."""
+    left = draining.left_of([Pid(member.pid if _alive(member) else 0) for member in record.members])
+    try:
+        _, channel, _ = draining.drain(
+            record.migration, None, left, lambda: connect(record.peer), lambda _: None, tries=_DRAIN_TRIES
         )
-    left = draining.left_of([Pid(member.pid) for member in record.members])
-    _, channel, _ = draining.drain(
-        record.migration, None, left, lambda: connect(record.peer), lambda _: None, tries=_DRAIN_TRIES
-    )
+    except CopyLostError as error:
+        return f"lost: {error.line()}"
+    finally:
+        for each in left.values():
+            each.table.close()
     with contextlib.suppress(OSError), contextlib.closing(channel):
         channel.send(FrameKind.END)
+    return ""
 
 
 def _remove(root: Member, file: Carried) -> None:
@@ -190,7 +196,17 @@ def everything(connect: Connect) -> tuple[Recovered, ...]:
                     pid=record.members[0].pid,
                 )
             )
+    _forget_lists()
     return tuple(found)
+
+
+def _forget_lists() -> None:
+    """Remove lists of pending pages that nobody lacks any more: the tree is dead, or has never run."""
+    for migration in pending.forgotten():
+        record = journal.read(migration, "destination")
+        members = _everyone(record) if record is not None and record.state is State.RUNNING else ()
+        if not any(_alive(member) for member in members):
+            pending.remove(migration)
 
 
 def abandoned(record: Record) -> bool:

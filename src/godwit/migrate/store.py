@@ -1,381 +1,268 @@
-"""Checkpoints: the migration stream in a directory, and back to life from it."""
+"""Where images lie: a directory with one, or a directory with a series of them.
+
+A series has a directory for each image, 0001 and so on. An image may go on from another, which it knows by
+the name and the digest of its stream, and never by a path. When an image is dropped and others still go on
+from it, its directory is hidden by a dot, and removed with the last of them.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import os
-import secrets
-import struct
-import time
+import re
+import stat
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from godwit import __version__
-from godwit.engine import capture, clocks, freeze, plan, pod, view
-from godwit.engine.build import Builder
-from godwit.engine.freeze import FrozenTree
-from godwit.engine.view import TreeView
-from godwit.errors import (
-    AccessError,
-    BusyError,
-    DestinationError,
-    GodwitError,
-    ImageError,
-    MigrationError,
-    RefusedError,
-    RequestError,
-    Survivor,
-)
+from godwit.errors import AccessError, GodwitError, ImageError, RequestError
 from godwit.images import codec
-from godwit.migrate import admit, apart, receiving, sending
-from godwit.migrate.apart import Line
 from godwit.migrate.channel import Channel, Closed, FdPipe
-from godwit.migrate.copying import Copying
 from godwit.migrate.entries import HeaderEntry
-from godwit.migrate.filling import Filling
-from godwit.migrate.pagestream import PageStream, buffer_of_pages
-from godwit.migrate.report import Progress, ProgressEvent, Report, Stopwatch
-from godwit.resources.outline import ClockEntry, DemandEntry, OutlineEntry
-from godwit.types import Fd, OwnedFd, Pid, Tid
+from godwit.migrate.imagefile import PARTIAL_NAME, STREAM_NAME, sync_directory
+from godwit.types import OwnedFd
 from godwit.wire.frames import FrameKind
 
-STREAM_NAME: Final = "stream.godwit"
-_PARTIAL_NAME: Final = "stream.godwit.partial"
-_STATUS: Final = struct.Struct("<iI")
+__all__ = ["STREAM_NAME", "Opened", "chain", "drop_older", "image_in", "names", "sweep"]
+
+_NAME: Final = re.compile(r"(\.?)([0-9]{4,9})(\.partial)?")
+_IDENT: Final = re.compile(r"[0-9a-f]{32}")
+_LINKS: Final = 1000  # no honest series comes near
 
 
-# --- out --------------------------------------------------------------------------------------
+@dataclass(frozen=True, slots=True)
+class Name:
+    """The name of a directory in a series."""
+
+    number: int
+    hidden: bool
+    partial: bool
+
+    @classmethod
+    def parse(cls, text: str) -> Name | None:
+        """Take a name apart; None: it is not one of ours."""
+        found = _NAME.fullmatch(text)
+        if found is None or (found[3] and not found[1]):
+            return None
+        return cls(int(found[2]), bool(found[1]), bool(found[3]))
+
+    def __str__(self) -> str:
+        return f"{'.' * self.hidden}{self.number:04}{'.partial' * self.partial}"
 
 
-def checkpoint(
-    pid: Pid, directory: Path, *, leave_running: bool, tcp_close: bool = False, progress: Progress
-) -> Report:
-    """Write a process tree into a directory, made if need be; then end it, or leave it running.
+def names(directory: Path) -> list[Name]:
+    """List what a directory has of a series, by number."""
+    found = [Name.parse(name) for name in os.listdir(directory)]
+    return sorted((name for name in found if name is not None), key=lambda name: name.number)
+
+
+def image_in(directory: Path) -> Path:
+    """Return the directory itself if it holds an image, or that of the newest in it.
 
     Raises:
-        RequestError: The directory holds an image already.
-        RefusedError: Something cannot be carried. Nothing was changed.
-        DestinationError: The directory cannot be written. The process runs on, nothing is left.
+        RequestError: There is none.
     """
-    plan.check_target(pid)
-    if (directory / STREAM_NAME).exists():
-        raise RequestError(f"{directory} holds an image already", remedy="name a new directory")
-    made = not directory.exists()
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DestinationError(
-            f"cannot make {directory}: {error.strerror}", remedy="name another directory"
-        ) from error
-    try:
-        return apart.run(
-            lambda line: _checkpoint(pid, directory, line, leave_running=leave_running, tcp_close=tcp_close),
-            Report,
-            progress,
-        )
-    except (GodwitError, apart.WorkerDied, KeyboardInterrupt) as error:
-        _clean(directory, made=made)
-        if isinstance(error, apart.WorkerDied):
-            raise MigrationError(
-                f"the checkpoint was killed (wait status {error})", survivor=Survivor.SOURCE
-            ) from error
-        raise
-
-
-def _clean(directory: Path, *, made: bool) -> None:
-    if (directory / STREAM_NAME).exists():
-        return
-    (directory / _PARTIAL_NAME).unlink(missing_ok=True)
-    if made:
-        with contextlib.suppress(OSError):
-            directory.rmdir()
-
-
-@contextlib.contextmanager
-def _written(directory: Path) -> Iterator[Channel]:
-    """Open the stream for writing; at the end of the block it is whole, durable and in its place."""
-    partial = directory / _PARTIAL_NAME
-    try:
-        with OwnedFd(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)) as fd:
-            yield Channel(FdPipe(-1, fd.number))
-            os.fsync(fd.number)
-        partial.rename(directory / STREAM_NAME)
-        with OwnedFd(os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)) as parent:
-            os.fsync(parent.number)
-    except OSError as error:
-        raise DestinationError(
-            f"cannot write {directory / STREAM_NAME}: {error.strerror}",
-            remedy="make room there, or name another directory",
-        ) from error
-
-
-def _checkpoint(
-    pid: Pid, directory: Path, line: Line[Report], *, leave_running: bool, tcp_close: bool
-) -> Report:
-    watch = Stopwatch()
-    memory = view.of_mover(closes_connections=tcp_close)
-    line.progress(ProgressEvent(stage="inspect"))
-    plan.movable(pid, memory)
-    view.settled(pid, memory, capture.outline)
-    line.give_up_if_cancelled()
-    watch.lap("prepare")
-    line.progress(ProgressEvent(stage="freeze"))
-    frozen_at = 0.0
-
-    def begin() -> None:
-        nonlocal frozen_at
-        frozen_at = time.monotonic()
-
-    with (
-        freeze.beside(Tid(pid)),
-        plan.frozen(pid, memory, begin, line.give_up_if_cancelled) as (frozen, tree),
-    ):
-        report = _write_frozen(pid, directory, line, frozen, tree, watch)
-        if not leave_running:
-            frozen.kill()
-    freeze_ms = round((time.monotonic() - frozen_at) * 1000, 3)
-    line.progress(ProgressEvent(stage="done"))
-    return _finished(report, freeze_ms, watch)
-
-
-def _write_frozen(
-    pid: Pid, directory: Path, line: Line[Report], frozen: FrozenTree, tree: TreeView, watch: Stopwatch
-) -> Report:
-    machine = capture.machine(tree)
-    header = sending.header_of(tree, machine, secrets.token_hex(16), __version__)
-    shape, demand = capture.outline(tree)
-    captured = capture.capture(frozen, tree, machine)
-    watch.lap("capture")
-    with contextlib.closing(captured), _written(directory) as channel:
-        channel.open_stream()
-        channel.send(FrameKind.HEADER, codec.encode(header))
-        # Read last: a timer's remaining time, read before, must not run out early by these clocks.
-        monotonic_ns, boottime_ns = clocks.seen_by(pid)
-        clock = ClockEntry(monotonic_ns=monotonic_ns, boottime_ns=boottime_ns, since_hello_ns=0)
-        sending.send_outline(channel, shape, demand, clock)
-        sending.send_tree(channel, captured)
-
-        def after_chunk(done: int) -> None:
-            total = max(done, header.private_bytes)
-            line.progress(ProgressEvent(stage="pages", done_bytes=done, total_bytes=total))
-            line.give_up_if_cancelled()
-
-        copying = Copying(PageStream(channel, buffer_of_pages(), after_chunk=after_chunk))
-        copying.last(tree, captured)
-        copying.stream.end()
-        pages, sent = copying.stream.pages, channel.bytes_sent
-    watch.lap("write")
-    return Report(
-        migration=header.migration,
-        strategy="stopcopy",
-        freeze_ms=0,
-        total_ms=0,
-        bytes_sent=sent,
-        pages=pages,
-        rounds=1,
-        source=os.uname().nodename,
-        destination=str(directory),
-        pid=pid,
-        survivor=Survivor.SOURCE.value,
-        processes=len(captured.tree.processes),
-        threads=sum(len(process.threads) for process in captured.tree.processes),
+    if (directory / STREAM_NAME).is_file():
+        return directory
+    with contextlib.suppress(OSError):
+        for name in reversed(names(directory)):
+            if not name.hidden and (directory / str(name) / STREAM_NAME).is_file():
+                return directory / str(name)
+    raise RequestError(
+        f"{directory} holds no image",
+        remedy=f"name a directory that has a {STREAM_NAME}, made by godwit checkpoint",
     )
 
 
-def _finished(report: Report, freeze_ms: float, watch: Stopwatch) -> Report:
-    return replace(report, freeze_ms=freeze_ms, total_ms=round(watch.total_ms(), 3), steps=tuple(watch.steps))
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """An image's file, and what it says of itself."""
 
+    path: Path
+    fd: OwnedFd
+    header: HeaderEntry
 
-# --- back -------------------------------------------------------------------------------------
+    def close(self) -> None:
+        """Close the file."""
+        self.fd.close()
 
+    @classmethod
+    def open(cls, directory: Path) -> Opened:
+        """Open an image and read its header.
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Restored:
-    """A tree that runs again."""
-
-    root_pid: int  # as the caller sees it
-    inner_pid: int  # as it sees itself
-    pod_init: int | None
-    report: Report
-    status_fd: int | None = None  # in a pod: where its init tells who ended
-
-    def wait(self) -> int:
-        """Wait until the root ends; return its exit status as a shell gives it.
-
-        Once. Outside a pod, by the process that restored it.
+        Raises:
+            AccessError: We may not, or should not.
+            ImageError: It is no image.
         """
-        status = self._wait_in_pod() if self.status_fd is not None else os.waitpid(self.root_pid, 0)[1]
-        return os.WEXITSTATUS(status) if os.WIFEXITED(status) else 128 + os.WTERMSIG(status)
-
-    def _wait_in_pod(self) -> int:
-        assert self.status_fd is not None
-        with OwnedFd(self.status_fd) as fd:
-            while True:
-                raw = os.read(fd.number, _STATUS.size)
-                if len(raw) < _STATUS.size:
-                    raise MigrationError("the pod was killed", survivor=Survivor.UNDECIDED)
-                pid, status = _STATUS.unpack(raw)
-                if pid == self.inner_pid:
-                    return int(status)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Built:
-    """What a builder in another process tells."""
-
-    root_pid: int
-    inner_pid: int
-    pod_init: int | None
-    report: Report
-
-
-def restore(directory: Path, *, pod: bool, progress: Progress) -> Restored:
-    """Make a process tree run again from a directory.
-
-    Args:
-        directory: From `checkpoint`.
-        pod: In namespaces of its own, so that its pids are free. Else in ours: then the caller
-            becomes the root's parent.
-        progress: Told where it stands.
-
-    Raises:
-        ImageError: The image is damaged, foreign or dishonest. Nothing was built.
-        BusyError: A pid is taken.
-        RefusedError, DestinationError: This machine lacks something. Nothing is left.
-    """
-    if not (directory / STREAM_NAME).is_file():
-        raise RequestError(
-            f"{directory} holds no image",
-            remedy=f"name a directory that has a {STREAM_NAME}, made by godwit checkpoint",
-        )
-    if not pod:
-        built = _restore(directory, progress, in_pod=False, status_fd=None)
-        return Restored(
-            root_pid=built.root_pid, inner_pid=built.inner_pid, pod_init=None, report=built.report
-        )
-    reading, writing = os.pipe()
-    try:
-        built = apart.run(
-            lambda line: _restore(directory, line.progress, in_pod=True, status_fd=Fd(writing)),
-            _Built,
-            progress,
-        )
-    except BaseException as error:
-        os.close(reading)
-        if isinstance(error, apart.WorkerDied):
-            raise DestinationError("the builder was killed; nothing of it is left") from error
-        raise
-    finally:
-        os.close(writing)
-    return Restored(
-        root_pid=built.root_pid,
-        inner_pid=built.inner_pid,
-        pod_init=built.pod_init,
-        report=built.report,
-        status_fd=reading,
-    )
-
-
-def _restore(directory: Path, progress: Progress, *, in_pod: bool, status_fd: Fd | None) -> _Built:
-    watch = Stopwatch()
-    progress(ProgressEvent(stage="inspect"))
-    path = directory / STREAM_NAME
-    try:
-        opened = OwnedFd(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
-    except OSError as error:
-        raise AccessError(f"cannot read {path}: {error.strerror}", remedy="run as its owner") from error
-    with opened as fd:
-        owner = os.fstat(fd.number).st_uid
-        if owner not in (0, os.geteuid()):
-            raise AccessError(
-                f"{path} belongs to user {owner}: restored as ours it could be made to do anything",
-                remedy="restore it as that user, or chown it if you trust it",
-            )
-        channel = Channel(FdPipe(fd.number, -1))
+        path = directory / STREAM_NAME
         try:
-            with receiving.honest():
-                header = _open_image(channel)
-                return _rebuild(channel, header, watch, progress, in_pod=in_pod, status_fd=status_fd)
-        except Closed as error:
-            raise ImageError(
-                f"the image {path} is truncated: {error}", remedy="copy it again from the original"
-            ) from error
-        except ImageError as error:
-            raise ImageError(f"{path}: {error.message}", remedy=error.remedy) from error
+            # A FIFO in its place must not keep us waiting.
+            opened = OwnedFd(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK))
+        except OSError as error:
+            raise AccessError(f"cannot read {path}: {error.strerror}", remedy="run as its owner") from error
+        with opened as fd:
+            status = os.fstat(fd.number)
+            if not stat.S_ISREG(status.st_mode):
+                raise ImageError(f"{path} is not a file")
+            if status.st_uid not in (0, os.geteuid()):
+                raise AccessError(
+                    f"{path} belongs to user {status.st_uid}:"
+                    " restored as ours it could be made to do anything",
+                    remedy="restore it as that user, or chown it if you trust it",
+                )
+            with about(path):
+                header = _header(fd)
+            return cls(path, fd.release(), header)
 
 
-def _open_image(channel: Channel) -> HeaderEntry:
+def _header(fd: OwnedFd) -> HeaderEntry:
+    channel = Channel(FdPipe(fd.number, -1))
     channel.accept_stream()
     _, payload = channel.expect(FrameKind.HEADER)
+    os.lseek(fd.number, 0, os.SEEK_SET)
     return codec.decode(payload, HeaderEntry)
 
 
-def _rebuild(
-    channel: Channel,
-    header: HeaderEntry,
-    watch: Stopwatch,
-    progress: Progress,
-    *,
-    in_pod: bool,
-    status_fd: Fd | None,
-) -> _Built:
-    _, payload = channel.expect(FrameKind.OUTLINE)
-    shape, demand, clock = receiving.read_outline(payload)
-    progress(ProgressEvent(stage="plan"))
-    _admit(header, shape, demand, in_pod=in_pod)
-    shift_ns = 0
-    if in_pod:
-        shift_ns = pod.enter(header.machine, clock.monotonic_ns, clock.boottime_ns)
-    elif header.machine.boot_id != clocks.boot_id():
-        shift_ns = clocks.enter_time_namespace(clock.monotonic_ns, clock.boottime_ns)
-    builder = Builder(in_pod=in_pod, status_fd=status_fd, clock_shift_ns=shift_ns)
+@contextlib.contextmanager
+def about(path: Path) -> Iterator[None]:
+    """Say of which file it is that an image is not as it should be."""
     try:
-        progress(ProgressEvent(stage="spawn"))
-        builder.prepare(shape)
-        watch.lap("prepare")
-        progress(ProgressEvent(stage="pages", total_bytes=header.private_bytes))
-        _, payload = channel.expect(FrameKind.TREE)
-        tree = receiving.receive_tree(channel, builder, header, payload, Filling(builder), watch)
-        init = builder.init_pid()
-        if in_pod:
-            pod.complete_init(builder)
-        builder.take_locks()
-    except BaseException as error:
-        builder.destroy()
-        if isinstance(error, OSError) and not isinstance(error, Closed):
-            notes = "; ".join(getattr(error, "__notes__", ()))
-            raise DestinationError(f"{error} {notes}".strip(), remedy="choose another machine") from error
-        raise
-    root = builder.root_pid()
-    builder.release()
-    watch.lap("release")
-    progress(ProgressEvent(stage="done"))
-    report = Report(
-        migration=header.migration,
-        strategy="stopcopy",
-        freeze_ms=0,
-        total_ms=round(watch.total_ms(), 3),
-        bytes_sent=channel.bytes_received,
-        pages=0,
-        rounds=1,
-        source=os.fsdecode(header.machine.hostname),
-        destination=os.uname().nodename,
-        pid=root,
-        survivor=Survivor.DESTINATION.value,
-        processes=len(tree.processes),
-        threads=sum(len(process.threads) for process in tree.processes),
-        steps=tuple(watch.steps),
-    )
-    return _Built(root_pid=root, inner_pid=header.pid, pod_init=init, report=report)
+        yield
+    except Closed as error:
+        raise ImageError(
+            f"the image {path} is truncated: {error}", remedy="copy it again from the original"
+        ) from error
+    except ImageError as error:
+        raise ImageError(f"{path}: {error.message}", remedy=error.remedy) from error
 
 
-def _admit(header: HeaderEntry, shape: OutlineEntry, demand: DemandEntry, *, in_pod: bool) -> None:
-    refusals = tuple(admit.refusals(header, shape, demand, in_pod=in_pod))
-    if not refusals:
-        return
-    taken = next((each for each in refusals if each.what.startswith("pid ")), None)
-    if taken is not None:
-        raise BusyError(f"{taken.what} is taken: {taken.why}", remedy=taken.remedy)
-    raise RefusedError(refusals)
+# --- images that go on from others ------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def chain(directory: Path) -> Iterator[list[Opened]]:
+    """Open an image, and those that it goes on from, oldest first.
+
+    They are open before the first is read: a series that goes on may drop them meanwhile.
+
+    Raises:
+        ImageError: One is missing or damaged, or they do not belong together.
+    """
+    with contextlib.ExitStack() as stack:
+        links = [stack.enter_context(contextlib.closing(Opened.open(directory)))]
+        beside = _beside(directory) if links[0].header.parent else {}
+        while links[-1].header.parent:
+            with about(links[-1].path):
+                links.append(stack.enter_context(contextlib.closing(_parent(links, beside))))
+        links.reverse()
+        yield links
+
+
+def _beside(directory: Path) -> dict[str, list[Path]]:
+    """Return the images that lie beside one, by what their streams are called.
+
+    What is no image there is none of our business.
+    """
+    found: dict[str, list[Path]] = {}
+    around = directory.resolve().parent
+    for name in names(around):
+        if name.partial:
+            continue
+        with (
+            contextlib.suppress(GodwitError),
+            contextlib.closing(Opened.open(around / str(name))) as opened,
+        ):
+            found.setdefault(opened.header.migration, []).append(around / str(name))
+    return found
+
+
+def _open_again(place: Path) -> Opened:
+    """Open an image that was seen there; a series may have hidden it meanwhile."""
+    try:
+        return Opened.open(place)
+    except AccessError:
+        return Opened.open(place.with_name(f".{place.name}"))
+
+
+def _parent(links: list[Opened], beside: dict[str, list[Path]]) -> Opened:
+    child = links[-1].header
+    if not _IDENT.fullmatch(child.parent):
+        raise ImageError(f"it goes on from an image of the impossible name {child.parent[:64]!r}")
+    if len(links) > _LINKS or child.parent in {link.header.migration for link in links}:
+        raise ImageError("it goes on from images that go on from each other, in a circle")
+    found = beside.get(child.parent, [])
+    if not found:
+        raise ImageError(
+            f"it goes on from image {child.parent}, which is not in {links[-1].path.parent.resolve().parent}",
+            remedy="copy the whole directory again, hidden images too",
+        )
+    if len(found) > 1:
+        raise ImageError(
+            f"it goes on from image {child.parent}, which is there more than once",
+            remedy=f"remove one of {found[0]} and {found[1]}",
+        )
+    with contextlib.ExitStack() as undo:
+        opened = undo.enter_context(contextlib.closing(_open_again(found[0])))
+        wrong = _difference(opened.header, child)
+        if wrong:
+            raise ImageError(f"it goes on from {found[0]}, which is of another {wrong}")
+        undo.pop_all()
+        return opened
+
+
+def _difference(parent: HeaderEntry, child: HeaderEntry) -> str:
+    """Say what the images of one series have in common, and these two do not."""
+    if parent.pid != child.pid:
+        return "program"
+    if parent.architecture != child.architecture or parent.machine.page_bytes != child.machine.page_bytes:
+        return "architecture"
+    return "machine" if parent.machine.boot_id != child.machine.boot_id else ""
+
+
+# --- series -----------------------------------------------------------------------------------
+
+
+def sweep(directory: Path) -> None:
+    """Remove what a series that was cut off has left half done."""
+    for name in names(directory):
+        if name.partial or (name.hidden and not (directory / str(name) / STREAM_NAME).exists()):
+            _remove(directory / str(name))
+
+
+def drop_older(directory: Path, keep: int) -> None:
+    """Hide all but the newest images, and remove hidden ones that none of those goes on from.
+
+    Each step is one rename or removal: whenever it is cut off, whatever can be seen can be restored.
+    """
+    found = names(directory)
+    shown = [name for name in found if not name.hidden]
+    for name in shown[:-keep]:
+        (directory / str(name)).rename(directory / f".{name}")
+    sync_directory(directory)
+    parents: dict[str, str] = {}
+    idents: dict[Name, str] = {}
+    for name in names(directory):
+        if name.partial:
+            continue
+        # Of an image that cannot be read nobody knows who needs it: it stays.
+        with contextlib.suppress(GodwitError), contextlib.closing(Opened.open(directory / str(name))) as link:
+            parents[link.header.migration] = link.header.parent
+            idents[name] = link.header.migration
+    needed: set[str] = set()
+    for name, shown_ident in idents.items():
+        ident = "" if name.hidden else shown_ident
+        while ident and ident not in needed:
+            needed.add(ident)
+            ident = parents.get(ident, "")
+    for name, ident in idents.items():
+        if name.hidden and ident not in needed:
+            _remove(directory / str(name))
+
+
+def _remove(image: Path) -> None:
+    """Remove an image's directory; what else somebody has put there stays, and with it the directory."""
+    with contextlib.suppress(OSError):
+        (image / STREAM_NAME).unlink(missing_ok=True)
+        (image / PARTIAL_NAME).unlink(missing_ok=True)
+        image.rmdir()
