@@ -50,6 +50,13 @@ def state_of(pid: int) -> str:
     return ""
 
 
+def parent_of(pid: int) -> int:
+    """Return the parent of a process, 0 if it is gone."""
+    with contextlib.suppress(OSError):
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()[1])
+    return 0
+
+
 def carrying(text: str, where: str) -> list[int]:
     """List living processes with `text` as one word of their arguments (cmdline) or environment (environ)."""
     found = []
@@ -111,12 +118,15 @@ class Counting:
 
 
 @contextlib.contextmanager
-def counting(program: Path, directory: Path) -> Iterator[Counting]:
-    """Run a counter until the end of the block; then no copy is left, wherever it went."""
+def counting(program: Path, directory: Path, mib: int = 0) -> Iterator[Counting]:
+    """Run a counter until the end of the block; then no copy is left, wherever it went.
+
+    With `mib` it has so much more memory, which it goes through in 8 lines per MiB.
+    """
     marker = f"counting-{uuid.uuid4().hex}"
     log = directory / f"{marker}.log"
     process = subprocess.Popen(
-        [program, log, marker],
+        [program, log, marker, str(mib)],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
