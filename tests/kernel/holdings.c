@@ -12,7 +12,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { PAGE = 4096, PAGES = 4096 };
+enum { PAGE = 4096, PAGES = 16384 };
 static volatile sig_atomic_t ticks, wanted;
 static unsigned char *memory;
 

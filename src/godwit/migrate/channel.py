@@ -167,6 +167,8 @@ class Channel:
         self._buffer = bytearray(frames.PAGES_LIMIT_BYTES)
         self.patience: Patience | None = None
         self.limit_bytes_per_s: float | None = None  # of what is sent
+        self.urgent = False  # what is sent now need not wait for that
+        self._free_at = 0.0
         self.bytes_sent = 0
         self.bytes_received = 0
 
@@ -228,7 +230,13 @@ class Channel:
         """End the stream."""
         self._pipe.close()
 
+    def delay_s(self) -> float:
+        """Return how long the limit asks to wait before more is sent."""
+        return 0.0 if self.limit_bytes_per_s is None else max(0.0, self._free_at - time.monotonic())
+
     def _write(self, data: bytes | bytearray | memoryview) -> None:
+        if not self.urgent and (delay_s := self.delay_s()):
+            pause(delay_s)
         try:
             with self._watched():
                 self._pipe.write(data)
@@ -236,7 +244,7 @@ class Channel:
             raise Closed(str(error)) from error
         self.bytes_sent += len(data)
         if self.limit_bytes_per_s is not None:
-            pause(len(data) / self.limit_bytes_per_s)
+            self._free_at = max(self._free_at, time.monotonic()) + len(data) / self.limit_bytes_per_s
 
     def _read(self, length: int) -> memoryview:
         """Read exactly so much. Memory grows with what came, not with what was announced."""

@@ -126,7 +126,8 @@ class Pager:
                 at += end - start
         faults.at("destination", "paged")
         self._frames += 1
-        if self._frames % _CREDIT_EVERY == 0:
+        # At once when nothing more is on its way: the source may be waiting for just this.
+        if self._frames % _CREDIT_EVERY == 0 or not self.channel.has_word():
             self.channel.send(FrameKind.CREDIT, codec.encode(CreditEntry(frames=self._frames)))
 
     def _place(self, process: int, start: int, end: int, address: int) -> None:

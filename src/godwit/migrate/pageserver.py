@@ -7,6 +7,8 @@ under way that an answer need not queue behind them.
 
 from __future__ import annotations
 
+import select
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -27,6 +29,8 @@ from godwit.wire.frames import FrameKind
 
 PUSH_BYTES: Final = 1 << 16
 _AHEAD_FRAMES: Final = 12
+_AHEAD_OF_FAULTS: Final = 4
+_CALM_S: Final = 2e-3  # since the last fault, until all of the line is used again
 _LOOK_BYTES: Final = 4 << 20
 _RECENT: Final = 16
 _TELL_EVERY: Final = 256  # pushes
@@ -66,6 +70,7 @@ class PageServer:
     _sent: int = 0
     _credit: int = 0
     _told: int = 0
+    _asked_at: float = 0.0
     _recent: deque[tuple[int, int]] = field(default_factory=lambda: deque(maxlen=_RECENT))
     _over: DrainedEntry | None = None
 
@@ -84,13 +89,25 @@ class PageServer:
     def _serve(self) -> DrainedEntry:
         told = False
         while self._over is None:
-            self._listen(wait=told or self._sent - self._credit >= _AHEAD_FRAMES)
-            if self._over is not None or self._sent - self._credit >= _AHEAD_FRAMES:
+            self._listen(wait=told or self._is_ahead())
+            if self._over is not None or self._is_ahead() or self._must_wait():
                 continue
             if not told and not self._push():
                 self.channel.send(FrameKind.DRAINED, codec.encode(DrainedEntry()))
                 told = True
         return self._over
+
+    def _is_ahead(self) -> bool:
+        """Tell whether so much is under way that an answer would come too late behind it."""
+        waited_for = time.monotonic() - self._asked_at < _CALM_S
+        return self._sent - self._credit >= (_AHEAD_OF_FAULTS if waited_for else _AHEAD_FRAMES)
+
+    def _must_wait(self) -> bool:
+        """Let the time pass that a limited line asks for, or less if the destination has a word."""
+        delay_s = self.channel.delay_s()
+        if delay_s:
+            select.select([self.channel.fileno()], [], [], delay_s)
+        return bool(delay_s)
 
     def _listen(self, *, wait: bool) -> None:
         while wait or self.channel.has_word():
@@ -109,6 +126,8 @@ class PageServer:
 
     def _answer(self, payload: memoryview) -> None:
         began_ns = self.timeline.now()
+        self._asked_at = time.monotonic()
+        self.channel.urgent = True
         head = frames.read_runs(payload, FrameKind.REQUEST)
         left = self.left.get(head.process)
         if left is None or head.pages_bytes > PUSH_BYTES:
@@ -123,6 +142,7 @@ class PageServer:
             # Else it is on its way.
             self._recent.append((head.process, start // PUSH_BYTES * PUSH_BYTES))
             self.timeline.fault(began_ns, self.timeline.now(), start)
+        self.channel.urgent = False
 
     def _push(self) -> bool:
         """Send some of what is left; tell whether there was anything."""
