@@ -11,6 +11,7 @@ from unittest import mock
 from hypothesis import given
 from hypothesis import strategies as st
 
+from godwit.engine.ranges import RangeSet
 from godwit.migrate import pending
 from godwit.migrate.pending import Pending, Space
 from godwit.types import PAGE_SIZE
@@ -131,23 +132,8 @@ def test_whoever_wants_a_page_is_found(
         known.close()
 
 
-def test_a_keeper_that_dies_while_it_is_told_something_leaves_a_mark() -> None:
-    with state_directory():
-        known = Pending.create(MIGRATION)
-        assert not known.torn
-        with known.reading():
-            assert known.torn
-        assert not known.torn
-        reading = known.reading()
-        reading.__enter__()
-        known.close()
-        heir = Pending.take_over(MIGRATION)
-        assert heir.torn
-        heir.close()
-
-
 def test_a_space_says_whether_it_lacks_anything() -> None:
-    space = Space(0, 0, 0, {0: pending.RangeSet()})
+    space = Space(0, 0, 0, {0: RangeSet()})
     assert not space.lacks()
     space.pending[0].add(0, PAGE_SIZE)
     assert space.lacks()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -21,7 +23,7 @@ def numbers(parts: object) -> set[int]:
 
 
 def is_tidy(parts: list[Range]) -> bool:
-    return all(one[1] < other[0] for one, other in zip(parts, parts[1:], strict=False))
+    return all(one[1] < other[0] for one, other in itertools.pairwise(parts))
 
 
 @given(SPANS, SPANS)
@@ -61,4 +63,4 @@ def test_a_range_set_changes_as_a_set_does(
 def test_coalescing_joins_what_is_near(parts: list[Range], gap: int) -> None:
     joined = ranges.coalesce(ranges.union(parts), gap)
     assert numbers(parts) <= numbers(joined)
-    assert all(other[0] - one[1] > gap for one, other in zip(joined, joined[1:], strict=False))
+    assert all(other[0] - one[1] > gap for one, other in itertools.pairwise(joined))

@@ -55,6 +55,9 @@ class Tape:
         """Tell whether anything is left on the tape."""
         return self._at < len(self.content)
 
+    def fileno(self) -> int:
+        return -1
+
     def close(self) -> None:
         """Do nothing."""
 

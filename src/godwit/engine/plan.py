@@ -219,21 +219,27 @@ def frozen(
         else:
             with contextlib.ExitStack() as thawing:
                 thawing.callback(tree.thaw)
-                found = None
-                with contextlib.suppress(views.MappingsChangedError):
-                    view = views.look(pid, memory_)
-                    found = plan_frozen(view)
-                if found is not None and found.movable:
-                    yield tree, view
+                looked = _look_frozen(pid, memory_)
+                if looked is not None and looked[1].movable:
+                    yield tree, looked[0]
                     return
-            if found is not None and not tries_left:
-                found.obey()
+            if looked is not None and not tries_left:
+                looked[1].obey()
             memory_.may_walk = True
-            if found is None:
+            if looked is None:
                 views.settled(pid, memory_, lambda _: None)
             else:
                 pause(PAUSE_S)
         check()
+
+
+def _look_frozen(pid: Pid, memory_: views.Memory) -> tuple[TreeView, Plan] | None:
+    """Look at a frozen tree, and plan; None if that would take long."""
+    try:
+        view = views.look(pid, memory_)
+    except views.MappingsChangedError:
+        return None
+    return view, plan_frozen(view)
 
 
 def plan_frozen(tree: TreeView) -> Plan:
