@@ -51,8 +51,8 @@ format: venv ## Lay the code out as `make check` wants it
 	@$(BIN)/ruff check --quiet --fix $(SOURCES)
 
 .PHONY: bench
-bench: root-bench deps venv ## Measure, and write docs/benchmarks.md
-	@$(BIN)/python -m bench
+bench: root-bench deps venv ## Measure, and write docs/benchmarks.md; BENCH=--quick for a first look
+	@$(BIN)/python -m bench $(BENCH)
 
 .PHONY: venv
 venv: .venv/ready-dev ## Make .venv with everything a developer needs

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from bench import limits
-from bench.numbers import GIB, KIB, MIB, Growth, Result, growth, result
+from bench.numbers import KIB, MIB, Growth, Result, growth, result, size_text
 from bench.place import Flyer, Place
 from bench.resident import Watch
 from godwit.api import Report
@@ -56,10 +56,13 @@ def _hops(flyer: Flyer, runs: int) -> list[Report]:
     return [flyer.hop() for _ in range(runs)]
 
 
-def _steps(reports: Sequence[Report]) -> str:
-    names = [name for name, _ in reports[0].steps]
-    medians = ((name, statistics.median(step(each, name) for each in reports)) for name in names)
-    return ", ".join(f"{name} {median:.2f}" for name, median in medians)
+def steps_text(reports: Sequence[Report]) -> str:
+    """Return the median of each step, of the moves that had it."""
+    took: dict[str, list[float]] = {}
+    for report in reports:
+        for name, ms in report.steps:
+            took.setdefault(name, []).append(ms)
+    return ", ".join(f"{name} {statistics.median(values):.2f}" for name, values in took.items())
 
 
 def small(place: Place, runs: int) -> Iterator[Result]:
@@ -67,7 +70,7 @@ def small(place: Place, runs: int) -> Iterator[Result]:
     with place.subject(mib=SMALL_MIB) as flyer:
         reports = _hops(flyer, runs)
     freezes = [report.freeze_ms for report in reports]
-    note = f"median steps in ms: {_steps(reports)}"
+    note = f"median steps in ms: {steps_text(reports)}"
     yield result(f"freeze, C, {SMALL_MIB} MiB", "ms", freezes, limit=FREEZE_MS, note=note)
     yield result(f"whole move, C, {SMALL_MIB} MiB", "ms", [report.total_ms for report in reports])
 
@@ -120,7 +123,7 @@ def resident(place: Place, mib: int, runs: int) -> Iterator[Result]:
             source, destination = ("a", "b") if number % 2 == 0 else ("b", "a")
             sources.append(watch.peak_kib[source] / KIB)
             destinations.append(watch.peak_kib[destination] / KIB)
-    size = f"{mib // KIB} GiB" if mib >= KIB else f"{mib} MiB"
+    size = size_text(mib)
     yield result(f"resident at the source, {size}", "MiB", sources, limit=RESIDENT_MIB)
     yield result(f"resident at the destination, {size}", "MiB", destinations, limit=RESIDENT_MIB)
 
@@ -148,8 +151,3 @@ def small_limits(place: Place, runs: int) -> Iterator[Result]:
     )
     reads = [limits.read_foreign_ms() for _ in range(runs)]
     yield result("read 1 GiB of another process", "ms", reads, note="limit: process_vm_readv, a MiB each")
-
-
-def fits(mib: int) -> bool:
-    """Tell whether a process of that size can be here twice."""
-    return limits.available_bytes() > 2 * mib * MIB + GIB

@@ -27,9 +27,9 @@ CERTS = Path(NODE_RUN, "certs")
 _STEP_BYTES = MIB
 
 
-def move(pid: str, host: str) -> None:
-    """Move a process from this node to another; print the report."""
-    print(msgspec.json.encode(api.migrate(int(pid), host)).decode())
+def move(pid: str, host: str, options: str) -> None:
+    """Move a process from this node to another, with options of `api.migrate` in JSON; print the report."""
+    print(msgspec.json.encode(api.migrate(int(pid), host, **json.loads(options))).decode())
 
 
 def sink(security: str, length_bytes: str) -> None:

@@ -21,10 +21,8 @@ _PRIVATE = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
 
 def warm(length_bytes: int) -> None:
     """Touch and free memory: a virtual machine gets it from its host at the first use only."""
-    left = min(length_bytes, available_bytes() * 3 // 4)
-    while left > 0:
-        touch_ms(min(left, GIB))
-        left -= GIB
+    # All of it at once: what was freed just now would be given out again.
+    touch_ms(min(length_bytes, available_bytes() * 3 // 4))
 
 
 def available_bytes() -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -54,6 +55,15 @@ class Result:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Missing:
+    """What was not measured, and why."""
+
+    name: str
+    why: str
+    failed: bool = False  # it should have been
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Growth:
     """How the freeze grows with the number of something."""
 
@@ -71,6 +81,16 @@ def result(
     sample = Sample(unit=unit, values=tuple(round(value, 4) for value in values))
     target = None if limit is None else Target(limit=limit, met=sample.median <= limit)
     return Result(name=name, sample=sample, note=note, target=target)
+
+
+def size_text(mib: int) -> str:
+    """Return a size in words."""
+    return f"{mib // KIB} GiB" if mib % KIB == 0 else f"{mib} MiB"
+
+
+def percentile(values: Sequence[float], percent: float) -> float:
+    """Return the smallest value that so many per cent do not exceed."""
+    return sorted(values)[max(math.ceil(len(values) * percent / 100) - 1, 0)]
 
 
 def growth(name: str, counts: Sequence[int], freezes_ms: Sequence[Sequence[float]]) -> Growth:

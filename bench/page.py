@@ -9,15 +9,23 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from bench.numbers import Growth, Result
+from bench.numbers import Growth, Missing, Result
 
 _HEAD: Final = """\
 # Benchmarks
 
-Written by `make bench`; do not edit. Moves are stop-and-copy between two nodes of a laboratory on one
-machine, so both ends share its processors. Limits are what the machine itself needs for the same thing,
-measured in the same run. *Freeze* is from the first thread stopped at the source to the last thread running
-at the destination.
+Written by `make bench`; do not edit. `make bench BENCH=--quick` takes a few minutes and leaves this page
+alone; `BENCH=--help` tells of other ways. Moves are between two nodes of a laboratory on one machine, so
+both ends and the program that is moved share its processors. Limits are what the machine itself needs for
+the same thing, measured in the same run. A number is a median; where it is held to something, that stands
+beside it.
+
+*Freeze* is what the report says: from the first thread stopped at the source to the last thread running at
+the destination. *Longest gap seen inside* is what the program noted itself: a thread of it ticks every
+quarter of a millisecond and reads pages anywhere in its memory. Between two ticks it has seen nothing, for
+whatever reason; the longest such time counts, from the start of the command to its end. *auto* and *hybrid*
+are values of `--strategy`. These programs write whole pages at random, as many as their row says, of bytes
+that do not pack. Rows that name no strategy are stop-and-copy.
 
 """
 
@@ -41,6 +49,7 @@ class Page:
     machine: Machine
     results: tuple[Result, ...]
     growths: tuple[Growth, ...]
+    missing: tuple[Missing, ...] = ()
 
 
 def machine(load_before: float) -> Machine:
@@ -57,16 +66,26 @@ def machine(load_before: float) -> Machine:
     )
 
 
-def text(page: Page) -> str:
-    """Return the page in Markdown."""
+def text(page: Page, picture: str) -> str:
+    """Return the page in Markdown, with a picture that lies beside it."""
     here = page.machine
     about = f"Linux {here.kernel}, {here.processors} processors ({here.processor}), Python {here.python}."
     load = f"Load average: {here.load_before} before, {here.load_after} after."
     lines = [about, load, ""]
+    asked = [each for each in page.results if each.target is not None]
+    if asked:
+        met = sum(each.target.met for each in asked if each.target is not None)
+        lines += [f"![{met} of {len(asked)} targets are met]({picture})", "", "## What was asked", ""]
+        header = ["what", "measured", "asked", "unit", ""]
+        lines += [*_table(header, [_asked_row(each) for each in asked]), ""]
     header = ["what", "median", "lowest", "highest", "unit", "runs", "target", ""]
-    lines += _table(header, [_row(each) for each in page.results])
+    lines += ["## All of it", "", *_table(header, [_row(each) for each in page.results])]
     notes = [f"- *{each.name}*: {each.note}." for each in page.results if each.note]
-    lines += ["", *notes, "", "## What one more costs", "", _GROWTH, ""]
+    notes += [f"- *{each.name}* was not measured: {each.why}." for each in page.missing]
+    lines += ["", *notes, ""]
+    if not page.growths:
+        return _HEAD + "\n".join(lines)
+    lines += ["## What one more costs", "", _GROWTH, ""]
     header = ["of what", "numbers", "median freeze, ms", "µs for each", "between the last two"]
     lines += _table(header, [_growth_row(each) for each in page.growths])
     return _HEAD + "\n".join(lines) + "\n"
@@ -84,6 +103,12 @@ def _row(each: Result) -> list[str]:
     if each.target is None:
         return [*cells, "", ""]
     return [*cells, f"≤ {_short(each.target.limit)}", "met" if each.target.met else "**missed**"]
+
+
+def _asked_row(each: Result) -> list[str]:
+    assert each.target is not None
+    numbers = [_short(each.sample.median), f"≤ {_short(each.target.limit)}"]
+    return [each.name, *numbers, each.sample.unit, "met" if each.target.met else "**missed**"]
 
 
 def _growth_row(each: Growth) -> list[str]:

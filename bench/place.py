@@ -9,7 +9,8 @@ import select
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -22,6 +23,7 @@ from godwit.types import OwnedFd
 
 ROOT = Path(__file__).resolve().parent.parent
 BUILD = ROOT / "build" / "bench"
+INSIDE = "bench.inside"
 _READY_MS = 120_000
 _TIMEOUT_S = 300.0
 
@@ -44,11 +46,12 @@ class Place:
             shutil.copy(program, lab.shared / "subject")
             yield cls(lab)
 
-    def word(self, node: str, *words: str | int) -> dict[str, Any]:
-        """Run a word of `bench.inside` in a node; return what it answers."""
-        done = self.lab.node(node).run(inside(*words), cwd=str(ROOT), timeout_s=_TIMEOUT_S)
+    def word(self, node: str, *words: str | int, module: str = INSIDE) -> dict[str, Any]:
+        """Run a word of a module in a node; return what it answers."""
+        argv = inside(*words, module=module)
+        done = self.lab.node(node).run(argv, cwd=str(ROOT), timeout_s=_TIMEOUT_S)
         if done.returncode:
-            raise RuntimeError(f"bench.inside {words}: {done.stderr.decode(errors='replace')[-2000:]}")
+            raise RuntimeError(f"{module} {words}: {done.stderr.decode(errors='replace')[-2000:]}")
         return dict(json.loads(done.stdout))
 
     @contextlib.contextmanager
@@ -68,11 +71,11 @@ class Place:
 class Started:
     """A program in a node whose standard output is read line by line. `with` ends it."""
 
-    def __init__(self, node: Node, argv: Sequence[str], *, cwd: str = "/") -> None:
+    def __init__(self, node: Node, argv: Sequence[str], *, cwd: str = "/", stdin: int | None = None) -> None:
         read, write = os.pipe2(os.O_CLOEXEC)
         self._output = OwnedFd(read)
         with OwnedFd(write):
-            self.process = node.start(argv, stdout=write, stderr=sys.stderr.fileno(), cwd=cwd)
+            self.process = node.start(argv, stdin=stdin, stdout=write, stderr=sys.stderr.fileno(), cwd=cwd)
 
     def line(self) -> str:
         """Wait for its first words. Raises RuntimeError when it ends or takes too long instead."""
@@ -84,6 +87,15 @@ class Started:
         if not text:
             raise RuntimeError("the program ended before it was ready")
         return text
+
+    def wait_for_end(self) -> None:
+        """Wait until it has ended. Raises RuntimeError when that takes too long."""
+        poller = select.poll()
+        poller.register(self._output, select.POLLIN)
+        while poller.poll(_READY_MS):
+            if not os.read(self._output.number, 4096):
+                return
+        raise RuntimeError("the program does not end")
 
     def close(self) -> None:
         with contextlib.suppress(ProcessLookupError):
@@ -98,49 +110,69 @@ class Started:
         self.close()
 
 
+def _says_ready(text: str) -> bool:
+    if "\n" in text and not text.startswith("ready"):
+        raise RuntimeError(f"the program says: {text}")
+    return "\n" in text
+
+
 class Flyer:
     """A program that is moved from one node to the other and back. `with` ends it, wherever it is."""
 
-    def __init__(self, place: Place, argv: Sequence[str]) -> None:
+    def __init__(self, place: Place, argv: Sequence[str], ready: Callable[[str], bool] = _says_ready) -> None:
+        """Start it; `ready` tells by what it has said so far whether it is."""
         self._place = place
-        self._here, self._there = "a", "b"
+        self.here, self.there = "a", "b"
         # Its output is a file: a pipe's other end would stay behind.
-        ready = place.lab.shared / "ready"
-        ready.write_bytes(b"")
+        said = place.lab.shared / "ready"
+        said.write_bytes(b"")
         self._process = place.lab.node("a").start(argv, stdout="/shared/ready", stderr="/shared/ready")
         self.pid = int(self._process.node_pid)
-        _wait_for_line(ready)
+        try:
+            _wait_until_ready(lambda: ready(said.read_text()))
+        except BaseException:
+            self.close()
+            raise
 
-    def hop(self) -> api.Report:
-        """Move it to the other node, in a quiet moment if there is one; return the report."""
-        quiet.wait()
-        answer = self._place.word(self._here, "move", self.pid, self._there)
+    def hop(self, strategy: str = "stopcopy", *, quietly: bool = True, **options: float) -> api.Report:
+        """Move it to the other node; return the report.
+
+        Args:
+            strategy: As for `api.migrate`.
+            quietly: Wait for a quiet moment before. In vain, if the program itself is busy.
+            options: Further ones of `api.migrate`.
+        """
+        if quietly:
+            quiet.wait()
+        words = json.dumps({"strategy": strategy, **options})
+        answer = self._place.word(self.here, "move", self.pid, self.there, words)
         report = msgspec.convert(answer, api.Report)
         self.pid = report.pid
-        self._here, self._there = self._there, self._here
+        self.here, self.there = self.there, self.here
         return report
+
+    def close(self) -> None:
+        """End it and its children."""
+        # The group holds its children; it leads one, for it was started in a session of its own.
+        self._place.lab.node(self.here).run(["kill", "-KILL", "--", f"-{self.pid}", str(self.pid)])
+        self._process.close()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        # The group holds its children; it leads one, for it was started in a session of its own.
-        self._place.lab.node(self._here).run(["kill", "-KILL", "--", f"-{self.pid}", str(self.pid)])
-        self._process.close()
+        self.close()
 
 
-def inside(*words: str | int) -> list[str]:
-    """Return the command line of a word of `bench.inside`."""
-    return [sys.executable, "-m", "bench.inside", *(str(word) for word in words)]
+def inside(*words: str | int, module: str = INSIDE) -> list[str]:
+    """Return the command line of a word of a module."""
+    return [sys.executable, "-m", module, *(str(word) for word in words)]
 
 
-def _wait_for_line(path: Path) -> None:
+def _wait_until_ready(ready: Callable[[], bool]) -> None:
     poller = select.poll()
-    for _ in range(_READY_MS):
-        text = path.read_text()
-        if "\n" in text:
-            if not text.startswith("ready"):
-                raise RuntimeError(f"the program says: {text}")
-            return
+    deadline = time.monotonic() + _READY_MS / 1000
+    while not ready():
+        if time.monotonic() > deadline:
+            raise RuntimeError("the program does not get ready")
         poller.poll(1)
-    raise RuntimeError("the program does not get ready")
