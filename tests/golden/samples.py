@@ -31,6 +31,7 @@ from godwit.wire.frames import FrameKind
 DIRECTORY = Path(__file__).parent
 NEWEST = DIRECTORY / f"format{frames.FORMAT}"
 STREAM = "stream.bin"
+INCREMENT = "increment.bin"
 
 # As many as the largest enumeration has members: each member is in some sample.
 _REPEATED = 4
@@ -113,6 +114,31 @@ def stream() -> bytes:
     return frames.preamble() + b"".join(bodies)
 
 
+def increment() -> bytes:
+    """Return a checkpoint that goes on from that of `stream`, with a round, and pages that went away."""
+    known = kinds()
+    maker = Maker()
+    header = dataclasses.replace(
+        maker.value(known["header"]), parent="0123456789abcdef" * 2, parent_digest=bytes(range(16))
+    )
+    outline = codec.encode(maker.value(known["outline"]))
+    run = [(PAGE_SIZE, 2 * PAGE_SIZE)]
+    parts = [
+        (FrameKind.HEADER, codec.encode(header)),
+        (FrameKind.OUTLINE, outline),
+        (FrameKind.DROP, frames.pages_head(0, 0, run)),
+        (FrameKind.PAGES, frames.pages_head(0, 0, run) + b"\x01" * PAGE_SIZE),
+        (FrameKind.ROUND, codec.encode(entries.RoundEntry(number=1))),
+        (FrameKind.OUTLINE, outline),
+        (FrameKind.TREE, codec.encode(maker.value(known["tree"]))),
+        (FrameKind.FILES, codec.encode(maker.value(known["files"]))),
+        (FrameKind.PAGES, frames.pages_head(frames.OBJECT, 1, run) + b"\x02" * PAGE_SIZE),
+        (FrameKind.END, codec.encode(entries.EndEntry(pages=2, frames=3))),
+    ]
+    bodies = (frames.frame_header(kind, [payload]) + payload for kind, payload in parts)
+    return frames.preamble() + b"".join(bodies)
+
+
 def write() -> None:
     """Write what is missing of the newest format."""
     NEWEST.mkdir(exist_ok=True)
@@ -121,8 +147,9 @@ def write() -> None:
             entry = Maker().value(kind)
             (NEWEST / f"{name}.bin").write_bytes(codec.encode(entry))
             (NEWEST / f"{name}.json").write_bytes(msgspec.json.format(msgspec.json.encode(entry)) + b"\n")
-    if not (NEWEST / STREAM).exists():
-        (NEWEST / STREAM).write_bytes(stream())
+    for name, made in ((STREAM, stream), (INCREMENT, increment)):
+        if not (NEWEST / name).exists():
+            (NEWEST / name).write_bytes(made())
 
 
 if __name__ == "__main__":

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
+from _pytest.mark import ParameterSet
 
 from godwit.lab.cluster import Lab
 from tests.conftest import requires
-from tests.journey.transfer import GODWIT, MOVE_TIMEOUT_S, Flown, Program, complaint, environment
+from tests.journey.live import STRATEGIES, Live
+from tests.journey.transfer import Program
 from tests.workloads.driver import WORKLOADS
 
 pytestmark = requires("root")
-
-# How memory is moved, as words for `godwit migrate`. A new strategy is a new name here.
-STRATEGIES: dict[str, tuple[str, ...]] = {name: ("--strategy", name) for name in ("stopcopy",)}
 
 # More than their defaults, so that something changes in every millisecond of a move.
 PROGRAMS: dict[str, tuple[str, ...]] = {
@@ -36,37 +33,25 @@ WRITERS: dict[str, tuple[str, ...]] = {
     "one that only reads": ("rate=0",),
 }
 ROUTE = ("b", "a")
-BUSY, BUSY_TRIES = 8, 20  # "changes faster than it can be looked at; try again in a moment"
-
-
-class Live(Flown):
-    """Migrated in a lab with a strategy of the test's choice."""
-
-    def __init__(self, base: Path, lab: Lab, words: Sequence[str]) -> None:
-        super().__init__(base, lab)
-        self.words = words
-
-    def _move(self, program: Program, destination: str | None) -> None:
-        assert destination is not None
-        words = [*GODWIT, "migrate", str(program.pid), destination, "--json", *self.words]
-        done = self._run(program, words)
-        for _ in range(BUSY_TRIES):
-            if done.returncode != BUSY:
-                break
-            program.running.wait_alive()
-            done = self._run(program, words)
-        assert done.returncode == 0, complaint(done) + self.log()
-        self.arrived(program, json.loads(done.stdout), destination)
-
-    def _run(self, program: Program, words: Sequence[str]) -> subprocess.CompletedProcess[bytes]:
-        return self.lab.node(program.node).run(words, env=environment(), timeout_s=MOVE_TIMEOUT_S)
-
-
-@pytest.fixture(params=STRATEGIES)
-def strategy(request: pytest.FixtureRequest) -> str:
-    """Each strategy in turn."""
-    assert isinstance(request.param, str)
-    return request.param
+# Each program once by each way in which its pages can go, before the freeze or after it; all others are slow.
+EVERYDAY = {
+    ("mapper_c", "precopy"),
+    ("mapper_c", "hybrid"),
+    ("writer_c", "auto"),
+    ("writer_c", "hybrid"),
+    ("forker_c", "precopy"),
+    ("forker_c", "postcopy"),
+    ("threader_c", "postcopy"),
+    ("threader_c", "auto"),
+    ("truncator_c", "precopy"),
+    ("truncator_c", "postcopy"),
+    ("kernelio_c", "hybrid"),
+    ("kernelio_c", "auto"),
+    ("huge pages", "hybrid"),
+    ("a memfd", "precopy"),
+    ("a memfd of huge pages", "postcopy"),
+    ("shared anonymous memory", "auto"),
+}
 
 
 @pytest.fixture
@@ -75,6 +60,20 @@ def live(lab: Lab, shared: Path, strategy: str) -> Iterator[Live]:
     transfer = Live(shared, lab, STRATEGIES[strategy])
     yield transfer
     transfer.close()
+
+
+def product(names: Iterable[str]) -> list[ParameterSet]:
+    """Join names with strategies; what is not for every day is marked slow."""
+    return [
+        pytest.param(
+            name,
+            strategy,
+            marks=() if strategy == "stopcopy" or (name, strategy) in EVERYDAY else pytest.mark.slow,
+            id=f"{name}-{strategy}",
+        )
+        for name in names
+        for strategy in STRATEGIES
+    ]
 
 
 def fly(live: Live, name: str, options: tuple[str, ...], route: tuple[str, ...]) -> Program:
@@ -88,16 +87,17 @@ def fly(live: Live, name: str, options: tuple[str, ...], route: tuple[str, ...])
     return program
 
 
-@pytest.mark.parametrize("name", PROGRAMS)
+@pytest.mark.parametrize(("name", "strategy"), product(PROGRAMS))
 def test_a_program_that_changes_all_the_time_acquits(live: Live, name: str) -> None:
     fly(live, name, PROGRAMS[name], ROUTE)
 
 
-@pytest.mark.parametrize("memory", WRITERS)
+@pytest.mark.parametrize(("memory", "strategy"), product(WRITERS))
 def test_an_array_of_every_kind_of_memory_acquits(live: Live, memory: str) -> None:
     fly(live, "writer_c", WRITERS[memory], ROUTE)
 
 
+@pytest.mark.parametrize("strategy", STRATEGIES)
 def test_the_outage_that_a_program_sees_is_in_its_list(live: Live) -> None:
     program = fly(live, "writer_c", ("gap_ms=1",), ROUTE)
     lines = (program.running.dir / "gaps").read_text().splitlines()
@@ -110,11 +110,13 @@ def test_the_outage_that_a_program_sees_is_in_its_list(live: Live) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_a_program_that_changes_all_the_time_acquits_after_ten_times(live: Live, name: str) -> None:
     fly(live, name, PROGRAMS[name], ROUTE * 10)
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("strategy", STRATEGIES)
 def test_a_quarter_of_a_gibibyte_of_changing_mappings_acquits(live: Live) -> None:
     fly(live, "mapper_c", ("mib=256", "rate=0"), ROUTE * 3)

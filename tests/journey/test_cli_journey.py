@@ -185,7 +185,8 @@ def fly_with(flight: Flown, name: str, migrate: Callable[[Program], dict[str, An
     assert report["destination"] == "b"
     assert report["survivor"] == "destination"
     assert 0 < report["freeze_ms"] <= report["total_ms"]
-    assert report["pages"] * os.sysconf("SC_PAGE_SIZE") <= report["bytes_sent"]
+    # Pages that are zero or equal to another cost next to nothing.
+    assert 0 < report["bytes_sent"] < 2 * report["pages"] * os.sysconf("SC_PAGE_SIZE") + (1 << 20)
     program.node, program.pid = "b", report["pid"]
     assert wait_until(lambda: not flight.lab.node("a").pids(), QUIET_TIMEOUT_S)
     program.running.wait_alive()

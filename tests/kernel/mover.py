@@ -25,6 +25,7 @@ from godwit.migrate.options import Options
 from godwit.migrate.report import silent
 from godwit.types import Pid
 from godwit.wire.frames import FrameKind
+from tests.kernel import bell
 
 
 class _Line(Channel):
@@ -93,6 +94,14 @@ def _die_in_group(where: str) -> None:
     faults.at = at
 
 
+def _options() -> Options:
+    limit = os.environ.get("GODWIT_TEST_BANDWIDTH")
+    return Options(
+        strategy=Strategy(os.environ.get("GODWIT_TEST_STRATEGY", "auto")),
+        bandwidth_bytes_per_s=float(limit) if limit else None,
+    )
+
+
 def _migrate(pid: str, host: str, *words: str) -> int:
     if words[:1] == ("group",):
         _die_in_group(words[1])
@@ -101,7 +110,7 @@ def _migrate(pid: str, host: str, *words: str) -> int:
             Pid(int(pid)),
             host,
             _connector(host, list(words)),
-            Options(strategy=Strategy(os.environ.get("GODWIT_TEST_STRATEGY", "auto"))),
+            _options(),
             progress=silent,
         )
     except GodwitError as error:
@@ -159,6 +168,7 @@ def _recover() -> int:
 
 
 if __name__ == "__main__":
+    bell.install()
     verbs: dict[str, Callable[..., int]] = {
         "serve": _serve,
         "migrate": _migrate,

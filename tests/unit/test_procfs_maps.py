@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -72,6 +73,22 @@ def test_smaps_adds_flags_and_sizes() -> None:
 def test_a_detail_without_a_mapping_is_refused() -> None:
     with pytest.raises(ValueError, match="smaps"):
         maps.parse_smaps("Rss: 8 kB\n")
+
+
+TORN = "7f00000-7f03000 rw-p 0 00:00 0\n7f02000-7f04000 rw-p 0 00:00 0\n"
+WHOLE = "7f00000-7f02000 rw-p 0 00:00 0\n7f02000-7f04000 rw-p 0 00:00 0\n"
+
+
+@pytest.mark.parametrize("read", [maps.read_maps, maps.read_smaps])
+def test_a_list_that_the_program_changed_meanwhile_is_read_again(
+    read: Callable[[Pid], tuple[maps.Mapping, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = iter([TORN, TORN, WHOLE])
+    monkeypatch.setattr("godwit.procfs.source.read_text", lambda *_, **__: next(texts))
+    assert [mapping.end for mapping in read(ME)] == [0x7F02000, 0x7F04000]
+    monkeypatch.setattr("godwit.procfs.source.read_text", lambda *_, **__: TORN)
+    with pytest.raises(FileNotFoundError, match="faster"):
+        read(ME)
 
 
 def test_own_mapping_of_a_file_is_found_in_both(tmp_path: Path) -> None:

@@ -16,9 +16,14 @@ from pathlib import Path
 import pytest
 
 from tests.workloads.driver import WORKLOADS, Running, WorkloadError, processes_in, wait_until
-from tests.workloads.redis_driver import Client, RedisRunning, start
+from tests.workloads.redis_driver import Client, RedisRunning, connect_here, start
 
-SMALL = {"numpy_py": ("mib=16",), "calls_c": ("hold_ms=100",), "memory_c": ("answer_ms=1000",)}
+SMALL = {
+    "numpy_py": ("mib=16",),
+    "calls_c": ("hold_ms=100",),
+    "memory_c": ("answer_ms=1000",),
+    "spaces_c": ("sparse_gib=1",),
+}
 MARKER = bytes((index * 37 + 11) & 255 for index in range(16))
 CHUNK = 16 << 20
 PAGE = 4096
@@ -286,8 +291,8 @@ def kill_gzip(running: Running) -> None:
 
 def set_key(running: Running) -> None:
     """One increment that nobody asked for."""
-    assert isinstance(running, RedisRunning)
-    with closing(Client(running.connect(running.port))) as client:
+    port = running.port if isinstance(running, RedisRunning) else int((running.dir / "port").read_text())
+    with closing(Client(connect_here(port))) as client:
         client.ask("INCR", "turns")
 
 
@@ -336,6 +341,10 @@ SABOTAGE: tuple[tuple[str, Callable[[Running], None], str], ...] = (
     ("java_default", double_log_line, "log: line 2 is"),
     ("go_static", flip_memory, "byte 16 of the state"),
     ("pipeline_sh", kill_gzip, "exit statuses"),
+    ("spaces_c", flip_memory, "word 4 of key"),
+    ("spaces_c", bring_back_old_pages, "word 0 of key"),
+    ("redis_py", set_key, "the server said"),
+    ("redis_py", kill_child, "the server ended"),
     ("redis", set_key, "the server said 4, not 3|the server said"),
 )
 

@@ -201,10 +201,11 @@ class RedisWorkload(Workload):
         return ["redis-server", *fixed, "--dir", str(directory)]
 
 
-def _python(name: str, about: str, needs_module: str = "") -> ScriptWorkload:
+def _python(name: str, about: str, needs_module: str = "", needs: tuple[str, ...] = ()) -> ScriptWorkload:
     return ScriptWorkload(
         name=name,
         about=about,
+        needs=needs,
         needs_module=needs_module,
         script=f"{name}.py",
         words=("{python}", "-B", "{script}", "{dir}"),
@@ -228,6 +229,7 @@ _ALL: tuple[Workload, ...] = (
     _c("threader_c", "threads born and dying", "pages.c"),
     _c("truncator_c", "memfds cut and stretched by two processes", "pages.c"),
     _c("kernelio_c", "memory that the kernel touches", "kernelio_calls.c", "kernelio_threads.c", "pages.c"),
+    _c("spaces_c", "memory of every kind: huge, shared, locked, reserved, sparse", "pages.c"),
     _python("tree_py", "five processes, two sessions, zombies"),
     ScriptWorkload(
         name="tree_sh",
@@ -261,6 +263,7 @@ _ALL: tuple[Workload, ...] = (
         script="pipeline_sh.sh",
         words=("bash", "{script}", "{python}", "{dir}"),
     ),
+    _python("redis_py", "a server with its only client, which writes all the time", needs=("redis-server",)),
     RedisWorkload(name="redis", about="a server with data", needs=("redis-server",)),
 )
 WORKLOADS: dict[str, Workload] = {workload.name: workload for workload in _ALL}

@@ -146,6 +146,17 @@ class Builder(Groundwork):
             for task in stub.threads.values():
                 ptrace.set_options(task.tid, 0)
 
+    def check_alive(self) -> None:
+        """See that nobody has killed what was built, before it ever ran. Raises DestinationError."""
+        for stub in self._all_stubs():
+            try:
+                # Fails from the moment on in which the signal is sent.
+                ptrace.get_registers(stub.task.tid)
+            except ProcessLookupError as error:
+                raise DestinationError(
+                    "what was built was killed before it ran", remedy="try again"
+                ) from error
+
     def take_locks(self) -> None:
         """Take the record locks, and then complete who holds them.
 

@@ -220,12 +220,12 @@ def frozen(
             with contextlib.ExitStack() as thawing:
                 thawing.callback(tree.thaw)
                 looked = _look_frozen(pid, memory_)
+                memory_.may_walk = True
                 if looked is not None and looked[1].movable:
                     yield tree, looked[0]
                     return
             if looked is not None and not tries_left:
                 looked[1].obey()
-            memory_.may_walk = True
             if looked is None:
                 views.settled(pid, memory_, lambda _: None)
             else:

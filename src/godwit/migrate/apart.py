@@ -152,7 +152,12 @@ def _interrupts(noted: Callable[[], None]) -> Iterator[None]:
     if not ours or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
         yield
         return
-    signal.signal(signal.SIGINT, lambda *_: noted())
+
+    def note(number: int, frame: object) -> None:
+        del number, frame
+        noted()
+
+    signal.signal(signal.SIGINT, note)
     try:
         yield
     finally:

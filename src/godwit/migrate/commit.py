@@ -13,6 +13,7 @@ from typing import Final
 
 from godwit.engine import latecomers
 from godwit.engine.freeze import FrozenTree
+from godwit.engine.latecomers import LateSignal
 from godwit.engine.view import TreeView
 from godwit.errors import GodwitError, ImageError, MigrationError, Survivor
 from godwit.images import codec
@@ -72,15 +73,10 @@ def commit(
     # not been sent by then, and the destination will say so.
     journal.write(record)
     faults.at(ROLE, "committed")
-    frozen.park()
-    faults.at(ROLE, "parked")
+    late = _let_go(frozen, tree, record)
     try:
         if channel.patience is not None:
             channel.patience.commit(_ASK_AGAIN_S)
-        _drop_locks(frozen, record)
-        faults.at(ROLE, "unlocked")
-        outer = {member.inner: Pid(member.pid) for member in record.members}
-        late = latecomers.collect(frozen, tree.processes, outer)
         channel.send(FrameKind.GO, codec.encode(GoEntry(signals=late)))
         faults.at(ROLE, "gone")
         kind, payload = channel.expect(FrameKind.RUNNING, FrameKind.ABORT)
@@ -102,6 +98,30 @@ def commit(
     move.lap("end")
     move.tell("done")
     return _report(move, channel, tree, ready.pid)
+
+
+def _let_go(frozen: FrozenTree, tree: TreeEntry, record: Record) -> tuple[LateSignal, ...]:
+    """Do here all that comes before GO; return the signals that go along with it.
+
+    Raises:
+        OSError, GodwitError: The process is ours again, or dead.
+    """
+    try:
+        frozen.park()
+        faults.at(ROLE, "parked")
+        _drop_locks(frozen, record)
+        faults.at(ROLE, "unlocked")
+        outer = {member.inner: Pid(member.pid) for member in record.members}
+        return latecomers.collect(frozen, tree.processes, outer)
+    except (OSError, GodwitError):
+        try:
+            latecomers.check_alive(frozen)
+        finally:
+            # Nobody has said GO.
+            frozen.thaw()
+            settle.resume(record)
+            journal.remove(record.migration, ROLE)
+        raise
 
 
 def _drain(move: Move, frozen: FrozenTree, channel: Channel | None) -> Channel:

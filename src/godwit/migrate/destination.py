@@ -19,6 +19,7 @@ from godwit.errors import (
     DestinationError,
     GodwitError,
     ImageError,
+    InternalError,
     MigrationError,
     RefusedError,
     Survivor,
@@ -86,6 +87,12 @@ def serve(channel: Channel) -> Received:
     except apart.WorkerDied:
         outcome = settle.destination(header.migration)
         return Received(migration=header.migration, pid=outcome.pid)
+    except GodwitError as error:
+        record = journal.read(header.migration, ROLE)
+        if isinstance(error, InternalError) or record is None or record.state is not State.RUNNING:
+            # What it left undone is settled as after a death.
+            settle.destination(header.migration)
+        raise
 
 
 def _answer(channel: Channel, query: QueryEntry) -> Received:
@@ -309,6 +316,7 @@ def _commit(channel: Channel, builder: Builder, header: HeaderEntry, paging: Pag
         return Received(migration=header.migration, pid=0)
     watch = Stopwatch()
     try:
+        builder.check_alive()
         builder.take_locks()
     except (GodwitError, OSError) as error:
         journal.decide(header.migration, State.ABORTED)

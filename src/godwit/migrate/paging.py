@@ -16,7 +16,7 @@ from godwit.errors import GodwitError, ImageError, MigrationError, Survivor
 from godwit.images import codec
 from godwit.linux import ns
 from godwit.log import log
-from godwit.migrate import journal, pending
+from godwit.migrate import journal, pending, settle
 from godwit.migrate.channel import Channel
 from godwit.migrate.entries import DrainedEntry, ResumeEntry
 from godwit.migrate.journal import Member, Record, State
@@ -80,16 +80,18 @@ class Paging:
         except FileNotFoundError:
             # All has come, and only the word of it was lost with the line.
             known = Pending.create(migration)
+            known.note_released()
+        if not known.released:
+            # Killed while it let them go: some may be stopped still.
+            settle.let_run(record)
+            known.note_released()
         home = OwnedFd(os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC))
         made = cls(migration, known, record.pod_init, home)
         made._take_uffds()
         return made
 
     def _take_uffds(self) -> None:
-        init = self.init
-        alive = False
-        with contextlib.suppress(ProcessLookupError):
-            alive = stat.read(Pid(init.pid)).starttime == init.starttime
+        alive = self._init_lives()
         for space in self.pending.spaces.values():
             if space.dead:
                 continue
@@ -98,7 +100,13 @@ class Paging:
                 continue
             if space.kept_at < 0:
                 raise ImageError(f"nobody has kept the memory of process {space.number} together")
-            self.uffds[space.number] = keeper.take(Pid(init.pid), space.kept_at)
+            self.uffds[space.number] = keeper.take(Pid(self.init.pid), space.kept_at)
+
+    def _init_lives(self) -> bool:
+        with contextlib.suppress(ProcessLookupError):
+            found = stat.read(Pid(self.init.pid))
+            return found.starttime == self.init.starttime and found.state not in "ZX"
+        return False
 
     def serve(self, channel: Channel, release: Callable[[], None] = lambda: None) -> DrainedEntry:
         """Serve until nothing is missing, and leave nothing behind.
@@ -121,6 +129,7 @@ class Paging:
             # Whoever asks us to go asks the pager, which knows when it may.
             signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
             release()
+            self.pending.note_released()
             self._resumed_ms = round((time.monotonic() - began) * 1000, 3)
             return served.result()
 
@@ -147,8 +156,10 @@ class Paging:
         try:
             keeper.let_go(Pid(self.init.pid), kept)
         except (GodwitError, OSError) as error:
-            log.warning("the pod's init cannot be stopped just now: %s", error)
-            return False
+            if self._init_lives():
+                log.warning("the pod's init cannot be stopped just now: %s", error)
+                return False
+            # The pod has ended, and what its init kept is closed.
         pending.remove(self.migration)
         return True
 

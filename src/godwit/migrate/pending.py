@@ -34,6 +34,8 @@ _HEAD_BYTES: Final = mmap.PAGESIZE
 _FLAG_AT: Final = 12
 _READING: Final = struct.Struct("<QQ")  # number of the space, length of the file before anything is noted
 _READING_AT: Final = _HEAD.size
+_RELEASED: Final = struct.Struct("<I")
+_RELEASED_AT: Final = _READING_AT + _READING.size
 _MESSAGES_AT: Final = 1024
 _MESSAGES: Final = 64
 _MESSAGE: Final = struct.Struct("<B7xQQQ")
@@ -132,6 +134,16 @@ class Pending:
     def torn(self) -> bool:
         """A pager died with a child's userfaultfd that nobody else had: the child lacks pages for good."""
         return bool(_HEAD.unpack_from(self._head)[2])
+
+    @property
+    def released(self) -> bool:
+        """Whether everything was let run, before pages followed or while they do."""
+        return bool(_RELEASED.unpack_from(self._head, _RELEASED_AT)[0])
+
+    def note_released(self) -> None:
+        """Note that everything runs. Another thread may be at work with the rest of this."""
+        with contextlib.suppress(ValueError):  # Closed: all has come already.
+            _RELEASED.pack_into(self._head, _RELEASED_AT, 1)
 
     @contextlib.contextmanager
     def reading(self, space: Space, uffd: Fd) -> Iterator[list[Message]]:

@@ -82,6 +82,14 @@ def destination(migration: str) -> Recovered:
     return Recovered(migration=migration, role="destination", outcome="ended here; it never ran", pid=0)
 
 
+def let_run(record: Record) -> None:
+    """Let a destination's processes run, whichever of them were left stopped."""
+    for member in _everyone(record):
+        if not member.stopped:
+            # Whoever was about to stop does not.
+            _signal(member, signal.SIGCONT)
+
+
 def ask(channel: Channel, migration: str) -> AnswerEntry:
     """Ask a destination what became of a move. From then on the answer's state holds for good."""
     draining.be_patient(channel)
@@ -118,7 +126,7 @@ def source(record: Record, connect: Connect) -> Recovered:
     elif not _alive(root):
         outcome, pid = "lost: it runs at neither end", 0
     else:
-        _resume(record)
+        resume(record)
         outcome, pid = "resumed here", root.pid
     journal.remove(record.migration, "source")
     return Recovered(migration=record.migration, role="source", outcome=outcome, pid=pid)
@@ -152,9 +160,9 @@ def _remove(root: Member, file: Carried) -> None:
             os.unlink(path)
 
 
-def _resume(record: Record) -> None:
-    """Let stopped processes go on, with the locks that they had."""
-    if record.locks:
+def resume(record: Record) -> None:
+    """Let stopped processes go on, those that live, with the locks that they had."""
+    if record.locks and _alive(record.members[0]):
         tree = freeze.freeze(Pid(record.members[0].pid))
         try:
             retake_locks(tree, record)

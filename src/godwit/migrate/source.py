@@ -100,6 +100,8 @@ def _settled(record: Record, host: str, connect: settle.Connect, what: str) -> M
     """Settle a committed move whose end was not seen; return the error that names the survivor."""
     try:
         outcome = settle.source(record, connect)
+    except MigrationError as error:
+        return error
     except (GodwitError, OSError) as error:
         return MigrationError(
             f"{what} after the commit, and {host} does not answer ({error})",

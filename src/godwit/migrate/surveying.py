@@ -14,7 +14,7 @@ from godwit.errors import ImageError
 from godwit.images import codec
 from godwit.migrate import admit, filling, receiving
 from godwit.migrate.channel import Closed
-from godwit.migrate.entries import HeaderEntry
+from godwit.migrate.entries import HeaderEntry, RoundEntry
 from godwit.migrate.store import Opened, about
 from godwit.resources.base import FileKind
 from godwit.resources.outline import ClockEntry, DemandEntry, OutlineEntry, outline_of
@@ -98,6 +98,9 @@ def _survey(link: Opened, found: Survey) -> None:
         if kind is FrameKind.OUTLINE:
             found.shape, found.demand, found.clock = receiving.read_outline(payload)
             _note(found, link.header, found.shape)
+        elif kind is FrameKind.ROUND:
+            # The kind of a frame is in no checksum: an OUTLINE must not pass for one.
+            codec.decode(payload, RoundEntry)
         kind, payload = stream.next(*filling.KINDS, FrameKind.ROUND, FrameKind.OUTLINE, FrameKind.TREE)
     found.tree = codec.decode(payload, TreeEntry)
     receiving.check_tree(link.header, found.tree)

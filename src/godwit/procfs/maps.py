@@ -6,13 +6,17 @@ before a freeze, not inside one.
 
 from __future__ import annotations
 
+import errno
+import itertools
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from godwit.procfs import source
 from godwit.types import Pid
 
 _DELETED = " (deleted)"
+_READS = 20
 _HEADER = re.compile(r"[0-9a-f]+-[0-9a-f]+ ")
 _PERMS = re.compile(r"[r-][w-][x-][ps]")
 
@@ -134,10 +138,28 @@ def parse_smaps(text: str) -> tuple[Mapping, ...]:
 
 
 def read_maps(pid: Pid, *, proc: str = source.PROC) -> tuple[Mapping, ...]:
-    """Read the mappings; none for a zombie. Raises ProcessLookupError if the process is gone."""
-    return parse_maps(source.read_text(pid, "maps", proc=proc))
+    """Read the mappings; none for a zombie.
+
+    Raises:
+        ProcessLookupError: The process is gone.
+        FileNotFoundError: It maps and unmaps faster than it can be looked at.
+    """
+    return _in_order(lambda: parse_maps(source.read_text(pid, "maps", proc=proc)))
 
 
 def read_smaps(pid: Pid, *, proc: str = source.PROC) -> tuple[Mapping, ...]:
     """Read the mappings with their flags and sizes. Raises as `read_maps` does."""
-    return parse_smaps(source.read_text(pid, "smaps", proc=proc))
+    return _in_order(lambda: parse_smaps(source.read_text(pid, "smaps", proc=proc)))
+
+
+def _in_order(read: Callable[[], tuple[Mapping, ...]]) -> tuple[Mapping, ...]:
+    """Read again what cannot have been so at any moment.
+
+    The kernel shows a long list a page at a time. When the program maps where it has unmapped in between,
+    mappings overlap that never were at the same time.
+    """
+    for _ in range(_READS):
+        found = read()
+        if all(one.end <= other.start for one, other in itertools.pairwise(found)):
+            return found
+    raise FileNotFoundError(errno.ENOENT, "mappings change faster than they can be read")

@@ -1,0 +1,125 @@
+"""Moves without end, back and forth, by strategies at random: what goes wrong once in a thousand times.
+
+`GODWIT_SOAK_MOVES`, `GODWIT_SOAK_REDIS_MOVES` and `GODWIT_SOAK_SEED` make a run shorter, longer or the same.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import secrets
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from godwit.lab.cluster import Lab
+from tests.conftest import requires
+from tests.journey.live import STRATEGIES, Live
+from tests.journey.transfer import Program
+from tests.workloads.driver import WORKLOADS
+
+pytestmark = [requires("root"), pytest.mark.slow, pytest.mark.timeout(4 * 3600)]
+
+MOVES = int(os.environ.get("GODWIT_SOAK_MOVES", "1000"))
+REDIS_MOVES = int(os.environ.get("GODWIT_SOAK_REDIS_MOVES", "200"))
+SEED = int(os.environ.get("GODWIT_SOAK_SEED") or secrets.randbits(32))
+MOVES_OF_ONE = 20  # then comes the next program
+# Each with more to do than it can, and then at its ease: a freeze must fall on either.
+PROGRAMS: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("mapper_c", ("rate=0",)),
+    ("writer_c", ("rate=2000",)),
+    ("forker_c", ("children=8", "life_ms=50")),
+    ("spaces_c", ("rate=0", "sparse_gib=4")),
+    ("threader_c", ("threads=24", "life_us=100000")),
+    ("truncator_c", ("rate=0",)),
+    ("kernelio_c", ()),
+    ("writer_c", ("rate=20", "thp=1")),
+    ("mapper_c", ()),
+    ("writer_c", ("rate=200", "shared=1")),
+    ("threads_c", ()),
+    ("memory_c", ()),
+)
+
+
+@pytest.fixture
+def live(lab: Lab, shared: Path) -> Iterator[Live]:
+    """Moves in the laboratory, with words of the test's choice."""
+    transfer = Live(shared, lab)
+    yield transfer
+    transfer.close()
+
+
+def say(line: str) -> None:
+    sys.stdout.write(f"\n{line}\n")
+
+
+class Soak:
+    """Moves programs by strategies at random, and says which it was should one fail."""
+
+    def __init__(self, live: Live) -> None:
+        self.live = live
+        self.dice = random.Random(SEED)
+        self.strategies: list[str] = []
+        say(f"GODWIT_SOAK_SEED={SEED}")
+
+    def move(self, program: Program, *words: str) -> None:
+        strategy = self.dice.choice(sorted(STRATEGIES))
+        self.strategies.append(strategy)
+        self.live.words = (*STRATEGIES[strategy], *words)
+        destination = "a" if program.node == "b" else "b"
+        with context(f"move {len(self.strategies)} of all, {program.moves + 1} of {self.what(program)}"):
+            self.live.move(program, destination)
+
+    def finish(self, program: Program) -> None:
+        with context(f"the verdict after {len(self.strategies)} moves, the last of {self.what(program)}"):
+            self.live.finish(program)
+
+    def what(self, program: Program) -> str:
+        """Name a program and how it was moved lately, oldest first."""
+        lately = self.strategies[-min(program.moves + 1, 6) :]
+        return f"{program.running.workload.name} by {', '.join(lately)}; GODWIT_SOAK_SEED={SEED}"
+
+    def summary(self) -> str:
+        counts = {name: self.strategies.count(name) for name in STRATEGIES}
+        return f"{len(self.strategies)} moves: {counts}"
+
+
+@contextlib.contextmanager
+def context(note: str) -> Iterator[None]:
+    """Add a note to whatever is raised in the block."""
+    try:
+        yield
+    except Exception as error:
+        error.add_note(note)
+        raise
+
+
+def test_programs_that_are_moved_a_thousand_times_acquit(live: Live) -> None:
+    soak = Soak(live)
+    programs = 0
+    while len(soak.strategies) < MOVES:
+        name, options = PROGRAMS[programs % len(PROGRAMS)]
+        programs += 1
+        program = live.start(name, options)
+        for _ in range(min(MOVES_OF_ONE, MOVES - len(soak.strategies))):
+            soak.move(program)
+        soak.finish(program)
+    say(soak.summary())
+
+
+def test_a_server_under_a_writing_client_is_moved_two_hundred_times_and_loses_nothing(live: Live) -> None:
+    reason = WORKLOADS["redis_py"].available()
+    if reason is not None:
+        pytest.skip(reason)
+    soak = Soak(live)
+    program = live.start("redis_py")
+    for _ in range(REDIS_MOVES):
+        # What connects them is TCP, which breaks; the client goes on from where the server is.
+        soak.move(program, "--tcp-close")
+    soak.finish(program)
+    verdict = program.running.result()
+    assert verdict is not None
+    say(f"{soak.summary()}; {verdict.text}")
