@@ -232,7 +232,7 @@ def test_a_report_for_people_names_what_happened(flight: Flown, lab: Lab) -> Non
     done = lab.node("a").run([*GODWIT, "migrate", str(program.pid), "b"], env=environment())
     assert done.returncode == 0, complaint(done)
     words = done.stdout.decode().split()
-    assert {"from", "to", "pid", "frozen", "total", "sent", "strategy", "stopcopy"} <= set(words)
+    assert {"from", "to", "pid", "frozen", "total", "sent", "strategy", "precopy"} <= set(words)
     program.node = "b"
     flight.finish(program)
 
