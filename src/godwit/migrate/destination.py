@@ -57,6 +57,7 @@ from godwit.wire.frames import FrameKind
 
 ROLE: Final = "destination"
 FEATURES_EVERYWHERE: Final = ("rounds", "packing")
+_LAST_KINDS: Final = (*filling.KINDS, FrameKind.DRAINED, FrameKind.END)
 FEATURES: Final = (*FEATURES_EVERYWHERE, "postcopy")
 
 
@@ -363,5 +364,7 @@ def _tell_running(channel: Channel, watch: Stopwatch) -> None:
 def _forget_at_end(channel: Channel, migration: str) -> None:
     """Forget the move once the source has ended its copy."""
     with contextlib.suppress(OSError, ImageError):
-        channel.expect(FrameKind.END)
+        # Pages may still be on their way to processes that have ended meanwhile.
+        while channel.expect(*_LAST_KINDS)[0] is not FrameKind.END:
+            pass
         journal.remove(migration, ROLE)
