@@ -79,6 +79,11 @@ class Live(Flown):
         program.running.wait_alive()
         self._examine(program)
 
+    def expect_nothing(self, node: Node) -> None:
+        """See that a node has neither a process nor a memory of any move."""
+        self._expect_empty(node)
+        self._expect_forgotten(node)
+
     def expect_undone(self, program: Program, destination: str) -> None:
         """See that a program runs on where it was as if nobody had touched it, and nothing is elsewhere."""
         program.running.wait_alive()

@@ -260,7 +260,7 @@ def plotted(trace: Path) -> dict[str, Any]:
     told = json.loads(done.stdout)
     assert Path(told["output"]).exists()
     assert isinstance(told, dict)
-    return told
+    return dict(told)
 
 
 @pytest.fixture

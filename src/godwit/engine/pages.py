@@ -64,14 +64,15 @@ def _length(run: tuple[int, int]) -> int:
     return run[1] - run[0]
 
 
+def spans_of(vmas: Sequence[VmaEntry]) -> tuple[tuple[int, int], ...]:
+    """Return the ranges of the mappings whose pages may belong to the process alone."""
+    return tuple((vma.start, vma.end) for vma in vmas if not vma.shared and vma.backing is not Backing.KERNEL)
+
+
 def of_process(process: ProcessView, entry: ProcessEntry, index: int) -> PageSource:
     """Tell where the pages lie that belong to the process alone."""
     descriptor = OwnedFd(os.open(f"/proc/{process.pid}/pagemap", os.O_RDONLY | os.O_CLOEXEC))
-    spans = tuple(
-        (vma.start, vma.end)
-        for vma in entry.memory.vmas
-        if not vma.shared and vma.backing is not Backing.KERNEL
-    )
+    spans = spans_of(entry.memory.vmas)
     return PageSource(pid=process.pid, object_id=0, process=index, descriptor=descriptor, spans=spans)
 
 

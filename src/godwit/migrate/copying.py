@@ -16,7 +16,7 @@ from godwit.engine.capture import Capture
 from godwit.engine.pages import PageSource
 from godwit.engine.ranges import Range, RangeSet
 from godwit.engine.sums import Sums
-from godwit.engine.tracking import Changes, Tracked, Watch, anonymous_of, backed_of, spans_of
+from godwit.engine.tracking import Changes, Tracked, Watch, anonymous_of, backed_of
 from godwit.engine.view import MemoryObject, ProcessView, TreeView
 from godwit.linux import pagemap
 from godwit.migrate import leaving
@@ -59,7 +59,7 @@ class Copying:
     def round(self, tree: TreeView, shape: OutlineEntry) -> None:
         """Send what the destination lacks, while the program runs on. The destination has this shape."""
         self.watch.update(tree.root.pid, tree.processes)
-        for index, tracked, changes in self._scanned(tree):
+        for index, tracked, changes in self._scanned(tree, shape):
             self._send_living(index, tracked, changes)
         sizes = {entry.object_id: entry.size_bytes for entry in shape.objects}
         for found in tree.objects.values():
@@ -67,7 +67,7 @@ class Copying:
                 self._send_object(found, sizes[found.object_id])
         self._begun = True
 
-    def _scanned(self, tree: TreeView) -> list[tuple[int, Tracked, Changes]]:
+    def _scanned(self, tree: TreeView, shape: OutlineEntry) -> list[tuple[int, Tracked, Changes]]:
         """Scan every process that is watched."""
         found: list[tuple[int, Tracked, Changes]] = []
         with _still(tree):
@@ -76,7 +76,9 @@ class Copying:
                 if tracked is None:
                     continue
                 try:
-                    changes = tracked.scan(spans_of(process), backed_of(process), protect=True)
+                    # Only what the destination knows of: a restore's notes, for one, are not the program's.
+                    spans = pages.spans_of(shape.spaces[index].vmas)
+                    changes = tracked.scan(spans, backed_of(process), protect=True)
                 except ProcessLookupError:
                     tracked.covered = []  # It has ended.
                 else:
