@@ -20,6 +20,8 @@ from godwit.wire.frames import FrameKind
 _STEP_BYTES: Final = 1 << 20
 _SILENT_S: Final = 2.0
 _LINGER_S: Final = 30.0
+_LIMIT_LOOK_S: Final = 0.05
+_DEBT_S: Final = 0.05
 
 
 class Closed(ConnectionError):  # noqa: N818  # the end of a stream, which need not be an error
@@ -234,9 +236,16 @@ class Channel:
         """Return how long the limit asks to wait before more is sent."""
         return 0.0 if self.limit_bytes_per_s is None else max(0.0, self._free_at - time.monotonic())
 
+    def _keep_limit(self) -> None:
+        """Let the time pass that the limit asks for; what is urgent may run into debt, a little."""
+        allowed_s = _DEBT_S if self.urgent else 0.0
+        while (delay_s := self.delay_s() - allowed_s) > 0:
+            if self.patience is not None:
+                self.patience.check()
+            pause(min(delay_s, _LIMIT_LOOK_S))
+
     def _write(self, data: bytes | bytearray | memoryview) -> None:
-        if not self.urgent and (delay_s := self.delay_s()):
-            pause(delay_s)
+        self._keep_limit()
         try:
             with self._watched():
                 self._pipe.write(data)

@@ -148,7 +148,7 @@ def _drain(move: Move, frozen: FrozenTree, channel: Channel | None) -> Channel:
         raise
     move.pages += pages
     move.drained = drained
-    move.freeze_ms += drained.resumed_ms
+    move.lengthen_freeze(drained.resumed_ms)
     move.lap("drain")
     return channel
 

@@ -145,6 +145,12 @@ class Move:
         self.freeze_ms = now_ns / 1e6 - self.frozen_at * 1000
         self.timeline.frozen(now_ns - int(self.freeze_ms * 1e6), now_ns)
 
+    def lengthen_freeze(self, ms: float) -> None:
+        """Add what the destination took until its last thread ran, after it had said so."""
+        self.freeze_ms += ms
+        began_ns = int(self.frozen_at * 1e9)
+        self.timeline.frozen(began_ns, began_ns + int(self.freeze_ms * 1e6))
+
     def check(self) -> None:
         """Raise if the user gave up or the time is over. Before the commit only."""
         self.line.give_up_if_cancelled()

@@ -41,6 +41,10 @@ class Patience:
         self._check = lambda: None
         self._silence_s = silence_s
 
+    def check(self) -> None:
+        """Raise if there is no reason to go on."""
+        self._check()
+
     @contextlib.contextmanager
     def blocking(self) -> Iterator[None]:
         """Watch over the block."""
