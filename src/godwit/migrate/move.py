@@ -143,7 +143,8 @@ class Move:
         """Note that the program runs again."""
         now_ns = time.monotonic_ns()
         self.freeze_ms = now_ns / 1e6 - self.frozen_at * 1000
-        self.timeline.frozen(now_ns - int(self.freeze_ms * 1e6), now_ns)
+        if not self.left:
+            self.timeline.frozen(now_ns - int(self.freeze_ms * 1e6), now_ns)
 
     def lengthen_freeze(self, ms: float) -> None:
         """Add what the destination took until its last thread ran, after it had said so."""
