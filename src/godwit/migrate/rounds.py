@@ -22,6 +22,7 @@ from godwit.migrate.move import ROLE, Move
 from godwit.types import PAGE_SIZE
 from godwit.wire.frames import FrameKind
 
+_LONG_S: Final = 0.2
 _LATER: Final = (Strategy.POSTCOPY, Strategy.HYBRID)
 
 
@@ -88,13 +89,13 @@ class Rounds:
 
     def _one(self, before: TreeView) -> TreeView:
         """Do a round; return the tree as it was in it."""
-        began, number = time.monotonic(), len(self.done) + 1
-        began_ns = time.monotonic_ns()
+        number, began_ns = len(self.done) + 1, time.monotonic_ns()
         move, stream = self.move, self.copying.stream
-        if self.done:
-            # Advice and locks of a mapping change without a trace in maps.
+        if self.done and self.done[-1].seconds > _LONG_S:
+            # Advice and locks of a mapping change without a trace in maps. To look takes 27 ms for a GiB.
             move.memory.smaps.clear()
         tree = before if not self.done else agreeing.agree(move, self.channel)
+        began = time.monotonic()
         pages, sent = stream.pages, self.channel.bytes_sent
         total = max(self._expected_bytes(tree), PAGE_SIZE)
 
