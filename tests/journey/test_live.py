@@ -257,10 +257,9 @@ def pid_in(report: str) -> int:
 def plotted(trace: Path) -> dict[str, Any]:
     done = run_godwit("bench", "plot", trace, "--json")
     assert done.returncode == 0, complaint(done)
-    told = json.loads(done.stdout)
+    told: dict[str, Any] = json.loads(done.stdout)
     assert Path(told["output"]).exists()
-    assert isinstance(told, dict)
-    return dict(told)
+    return told
 
 
 @pytest.fixture

@@ -211,9 +211,10 @@ class Builder(Groundwork):
             self.park()
         for stub in self._all_stubs():
             for task in stub.threads.values():
-                # A signal that waited may end one; the others go on all the same.
+                others = [other for other in stub.threads.values() if other is not task]
+                # A signal that waited, or whoever kills it now, may end one; the others go on all the same.
                 with contextlib.suppress(NoProcessError):
-                    task.unpark()
+                    task.unpark(others)
 
     def root_pid(self) -> Pid:
         """Return the root's pid in our namespace."""

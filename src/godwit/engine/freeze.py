@@ -57,8 +57,9 @@ class FrozenTree:
 
     def unpark(self) -> None:
         """Take `park` back."""
-        for task in self.threads():
-            task.unpark()
+        for group in self.tracees.values():
+            for task in group.values():
+                task.unpark([other for other in group.values() if other is not task])
 
     def kill(self) -> None:
         """End every process of the tree and take the death notes, threads before their leader.

@@ -24,7 +24,8 @@ def state_refusals(process: ProcessView, tree: TreeView, where: str) -> Iterator
         yield refuse(
             "seccomp filter", where, "filters are not carried yet", "start the program without its sandbox"
         )
-    if own.tracer_pid:
+    # A tree that changes all the time is looked at while we hold it still.
+    if own.tracer_pid not in (0, os.getpid()):
         yield refuse("tracer", where, f"pid {own.tracer_pid} traces it", "end the debugger or tracer first")
     if own.nspid[-1] == 1:
         yield refuse(

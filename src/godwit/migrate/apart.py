@@ -111,6 +111,7 @@ def run(
     theirs.close()
     interrupted = False
     outcome: tuple[bytes, bytes] | None = None
+    status = -1
 
     def interrupt() -> None:
         nonlocal interrupted
@@ -132,16 +133,16 @@ def run(
                     outcome = message
             except KeyboardInterrupt:
                 interrupt()
-    status = -1
-    # A caller who ignores SIGCHLD has no children to wait for.
-    with contextlib.suppress(ChildProcessError):
-        _, status = os.waitpid(pid, 0)
+        # A caller who ignores SIGCHLD has no children to wait for.
+        with contextlib.suppress(ChildProcessError):
+            _, status = os.waitpid(pid, 0)
     if outcome is None:
         raise WorkerDied(status)
     if outcome[0] == _ERROR:
-        if interrupted:
-            raise KeyboardInterrupt
-        raise error_from(msgspec.json.decode(outcome[1], type=ErrorEntry))
+        error = error_from(msgspec.json.decode(outcome[1], type=ErrorEntry))
+        if interrupted and getattr(error, "survivor", Survivor.SOURCE) is Survivor.SOURCE:
+            raise KeyboardInterrupt from error
+        raise error
     return msgspec.json.decode(outcome[1], type=kind)
 
 

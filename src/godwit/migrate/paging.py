@@ -39,6 +39,7 @@ class Paging:
     """Our own mount namespace: while a pod is built, we are in the pod's."""
     uffds: dict[int, OwnedFd] = field(default_factory=dict[int, OwnedFd])
     _resumed_ms: float = 0.0
+    _done: bool = False  # nothing is missing any more
 
     @classmethod
     def begin(cls, builder: Builder, record: Record, home: OwnedFd) -> Paging | None:
@@ -124,7 +125,10 @@ class Paging:
         ns.setns(self.home.number, ns.CLONE_NEWNS)
         pager = Pager(channel, self.pending, self.uffds, Unpacker(), self._adopt)
         began = time.monotonic()
-        with concurrent.futures.ThreadPoolExecutor(1, "pager") as beside:
+        with (
+            contextlib.closing(self.pending),  # the pager may be done before all is released
+            concurrent.futures.ThreadPoolExecutor(1, "pager") as beside,
+        ):
             served = beside.submit(self._serve, pager)
             # Whoever asks us to go asks the pager, which knows when it may.
             signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
@@ -140,6 +144,7 @@ class Paging:
             # waits for a page that nobody will bring.
             while not self._let_go():
                 pager.step()
+            self._done = True
             return pager.finish(self._resumed_ms)
         except OSError as error:
             raise MigrationError(
@@ -148,7 +153,9 @@ class Paging:
             ) from error
         finally:
             pager.close()
-            self.pending.close()
+            if not self._done:
+                # At once: what is being released may wait for a page that only a successor can bring.
+                self.pending.close()
 
     def _let_go(self) -> bool:
         """Have the pod's init close what it kept; tell whether it did."""

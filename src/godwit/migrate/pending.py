@@ -142,7 +142,7 @@ class Pending:
 
     def note_released(self) -> None:
         """Note that everything runs. Another thread may be at work with the rest of this."""
-        with contextlib.suppress(ValueError):  # Closed: all has come already.
+        with contextlib.suppress(ValueError, TypeError):  # Closed: the pager has ended already.
             _RELEASED.pack_into(self._head, _RELEASED_AT, 1)
 
     @contextlib.contextmanager

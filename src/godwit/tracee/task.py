@@ -10,7 +10,7 @@ import math
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Final
 
 from godwit.errors import AccessError, BusyError, InternalError, NoProcessError
@@ -20,6 +20,7 @@ from godwit.procfs import status as proc_status
 from godwit.types import Pid, Tid
 
 ALL_SIGNALS: Final = 0xFFFFFFFFFFFFFFFF
+_SHOWS_WITHIN_S: Final = 0.02
 
 
 class Tracee:
@@ -201,19 +202,37 @@ class Tracee:
         """
         ptrace.kill_thread(self.pid, self.tid, signal.SIGSTOP)
 
-    def unpark(self) -> None:
+    def unpark(self, others: Iterable[Tracee]) -> None:
         """Take the SIGSTOP of `park` back; the thread is stopped at its delivery afterwards.
 
         Other signals that were waiting are delivered on the way, in the kernel's own order.
+
+        Args:
+            others: Threads of its process that we hold. Somebody may kill it now, and the death of a leader
+                shows only when that of all others has been noticed.
+
+        Raises:
+            NoProcessError: It has ended.
         """
-        ptrace.resume(self.tid)
+        try:
+            ptrace.resume(self.tid)
+        except ProcessLookupError as error:
+            raise NoProcessError(f"thread {self.tid} of pid {self.pid} ended while parked") from error
         while True:
-            stop = ptrace.wait_stop(self.tid)
+            stop = self._wait(time.monotonic() + _SHOWS_WITHIN_S)
+            if stop is None:
+                for each in others:
+                    each._notice_death()
+                continue
             if stop.exited:
                 raise NoProcessError(f"thread {self.tid} of pid {self.pid} ended while parked")
             if stop.event == 0 and stop.signal == signal.SIGSTOP:
                 return
             ptrace.resume(self.tid, 0 if stop.event else stop.signal)
+
+    def _notice_death(self) -> None:
+        with contextlib.suppress(ChildProcessError):
+            os.waitid(os.P_PID, self.tid, os.WEXITED | os.WNOHANG)
 
 
 def _seize_error(pid: Pid, tid: Tid) -> AccessError | BusyError | NoProcessError:
