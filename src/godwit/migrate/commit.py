@@ -74,6 +74,7 @@ def commit(
     journal.write(record)
     faults.at(ROLE, "committed")
     late = _let_go(frozen, tree, record)
+    move.committed = True
     try:
         if channel.patience is not None:
             channel.patience.commit(_ASK_AGAIN_S)

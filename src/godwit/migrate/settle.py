@@ -196,16 +196,19 @@ def everything(connect: Connect) -> tuple[Recovered, ...]:
         try:
             found.append(source(record, connect))
         except (GodwitError, OSError) as error:
-            found.append(
-                Recovered(
-                    migration=record.migration,
-                    role="source",
-                    outcome=f"{STILL_UNDECIDED}: {error}",
-                    pid=record.members[0].pid,
-                )
-            )
+            found.append(_unsettled(record, error))
     _forget_lists()
     return tuple(found)
+
+
+def _unsettled(record: Record, error: Exception) -> Recovered:
+    """Say that a move could not be settled at its source; if nothing of it lives here, nothing is to be."""
+    if any(_alive(member) for member in record.members):
+        outcome, pid = f"{STILL_UNDECIDED}: {error}", record.members[0].pid
+    else:
+        outcome, pid = f"ended here; whether it runs at {record.peer} is to be seen there ({error})", 0
+        journal.remove(record.migration, "source")
+    return Recovered(migration=record.migration, role="source", outcome=outcome, pid=pid)
 
 
 def _forget_lists() -> None:

@@ -118,17 +118,24 @@ def _run(move: Move) -> Report:
         faults.at(ROLE, "connected")
         try:
             return _converse(move, channel)
-        except Closed as error:
-            raise MigrationError(
-                f"the destination went silent ({error})", survivor=Survivor.SOURCE
-            ) from error
         except OSError as error:
-            notes = "; ".join(getattr(error, "__notes__", ()))
-            raise MigrationError(
-                f"the source failed: {error}{f' ({notes})' if notes else ''}",
-                survivor=Survivor.SOURCE,
-                remedy="try again; if it persists, report it as a bug",
-            ) from error
+            raise failed(error, committed=move.committed) from error
+
+
+def failed(error: OSError, *, committed: bool) -> MigrationError:
+    """Say what an error of the system means for a move: who survives it."""
+    if committed:
+        return MigrationError(
+            f"the source failed after the commit: {error}", survivor=Survivor.UNDECIDED, remedy=settle.LATER
+        )
+    if isinstance(error, Closed):
+        return MigrationError(f"the destination went silent ({error})", survivor=Survivor.SOURCE)
+    notes = "; ".join(getattr(error, "__notes__", ()))
+    return MigrationError(
+        f"the source failed: {error}{f' ({notes})' if notes else ''}",
+        survivor=Survivor.SOURCE,
+        remedy="try again; if it persists, report it as a bug",
+    )
 
 
 def _open(move: Move) -> Channel:
