@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     epilog=examples(
         "godwit checkpoint 4711 --output /var/tmp/nap",
         "godwit checkpoint 4711 --output /var/tmp/copy --leave-running",
-        "godwit checkpoint 4711 --output /var/tmp/work --interval 30s --keep 5",
+        "godwit checkpoint 4711 --output /var/tmp/series --interval 30s --keep 5",
     )
 )
 @click.argument("pid", type=PID)

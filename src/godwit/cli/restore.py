@@ -28,8 +28,8 @@ FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
         "godwit restore /var/tmp/nap",
         "godwit restore /var/tmp/nap --detach --pid-file /run/nap.pid",
         "godwit restore /var/tmp/nap --pod           when one of its pids is taken",
-        "godwit restore /var/tmp/work                the newest image of a series",
-        "godwit restore /var/tmp/nap/0003           this one",
+        "godwit restore /var/tmp/series                the newest image of a series",
+        "godwit restore /var/tmp/series/0003           this one",
     )
 )
 @click.argument("directory", metavar="DIR", type=click.Path(path_type=Path, file_okay=False))
