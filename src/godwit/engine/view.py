@@ -128,6 +128,15 @@ class TreeView:
         return self.processes[0]
 
     @property
+    def private_bytes(self) -> int:
+        """How much memory its processes have of their own, about: as smaps said when it was read."""
+        return sum(
+            mapping.anonymous_bytes + mapping.swap_bytes
+            for process in self.processes
+            for mapping in process.mappings
+        )
+
+    @property
     def files(self) -> Sequence[OpenFile]:
         """All open files of the tree."""
         return self._files

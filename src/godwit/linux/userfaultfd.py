@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import os
 import struct
 from dataclasses import dataclass
 from typing import Final
@@ -20,15 +19,12 @@ UFFD_USER_MODE_ONLY: Final = 1
 UFFD_FEATURE_EVENT_FORK: Final = 1 << 1
 UFFD_FEATURE_EVENT_REMAP: Final = 1 << 2
 UFFD_FEATURE_EVENT_REMOVE: Final = 1 << 3
-UFFD_FEATURE_MISSING_SHMEM: Final = 1 << 5
 UFFD_FEATURE_EVENT_UNMAP: Final = 1 << 6
-UFFD_FEATURE_THREAD_ID: Final = 1 << 8
 UFFD_FEATURE_WP_HUGETLBFS_SHMEM: Final = 1 << 12
 UFFD_FEATURE_WP_ASYNC: Final = 1 << 15
 
 UFFDIO_REGISTER_MODE_MISSING: Final = 1
 UFFDIO_REGISTER_MODE_WP: Final = 2
-UFFDIO_COPY_MODE_DONTWAKE: Final = 1
 
 _UFFDIO_API: Final = 0xC018AA3F
 _UFFDIO_REGISTER: Final = 0xC020AA00
@@ -133,14 +129,6 @@ def is_alive(fd: Fd) -> bool:
     return True
 
 
-def read_messages(fd: Fd, limit: int = 64) -> list[Message]:
-    """Return the messages that wait, none if there is none. A FORK hands us a descriptor."""
-    try:
-        raw = os.read(fd, UFFD_MSG_BYTES * limit)
-    except BlockingIOError:
-        return []
-    except OSError as error:
-        if error.errno == errno.EINTR:
-            return []
-        raise
-    return [Message(*fields) for fields in _MSG.iter_unpack(raw)]
+def messages(raw: bytes | bytearray) -> list[Message]:
+    """Take apart what read(2) gave; zeroes, which no event is numbered by, are room that it did not fill."""
+    return [Message(*fields) for fields in _MSG.iter_unpack(raw) if fields[0]]

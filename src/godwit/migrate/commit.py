@@ -32,7 +32,6 @@ from godwit.types import Pid
 from godwit.wire.frames import FrameKind
 
 _ASK_AGAIN_S: Final = 20.0
-_SILENT_S: Final = 20.0
 
 
 def record_of(move: Move, view: TreeView, tree: TreeEntry) -> Record:
@@ -138,7 +137,7 @@ def _drain(move: Move, frozen: FrozenTree, channel: Channel | None) -> Channel:
         return line
 
     if channel is not None and channel.patience is not None:
-        channel.patience.commit(_SILENT_S)
+        channel.patience.commit(draining.SILENT_S)
     try:
         drained, channel, pages = draining.drain(
             move.migration, channel, move.left, connect, progress, timeline=move.timeline

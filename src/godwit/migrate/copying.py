@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -19,13 +20,23 @@ from godwit.engine.sums import Sums
 from godwit.engine.tracking import Changes, Tracked, Watch, anonymous_of, backed_of
 from godwit.engine.view import MemoryObject, ProcessView, TreeView
 from godwit.linux import pagemap
-from godwit.migrate import leaving
+from godwit.migrate import convergence, leaving
+from godwit.migrate.convergence import Round
 from godwit.migrate.pageserver import Left
 from godwit.migrate.pagestream import PageStream, in_chunks
 from godwit.resources.outline import OutlineEntry
 from godwit.resources.process import ProcessEntry
-from godwit.types import OwnedFd, Pid, page_ceil
+from godwit.types import PAGE_SIZE, OwnedFd, Pid, page_ceil
 from godwit.wire import frames
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """Where a round began."""
+
+    began: float  # time.monotonic
+    pages: int  # sent before it
+    bytes_sent: int  # over the line before it
 
 
 @dataclass(slots=True)
@@ -90,11 +101,27 @@ class Copying:
         watched = [tracked for process in _living(tree) if (tracked := self.watch.of(process))]
         return sum(ranges.total(tracked.written()) for tracked in watched)
 
+    def measure(self, tree: TreeView, since: Mark) -> Round:
+        """Return what a round was like that has just come to its end."""
+        seconds, scanned = time.monotonic() - since.began, time.monotonic()
+        dirty_pages = self.written_bytes(tree) // PAGE_SIZE
+        return Round(
+            pages=self.stream.pages - since.pages,
+            bytes=self.stream.channel.bytes_sent - since.bytes_sent,
+            seconds=seconds,
+            dirty_pages=dirty_pages,
+            scan_s=time.monotonic() - scanned,
+        )
+
+    def mark(self) -> Mark:
+        """Return where a round begins."""
+        return Mark(time.monotonic(), self.stream.pages, self.stream.channel.bytes_sent)
+
     def last(self, tree: TreeView, captured: Capture) -> None:
         """Send all that the destination lacks of the frozen tree."""
         for index, process in enumerate(_living(tree)):
             changes = self._last_changes(process, captured.sources[index], [])
-            self._drop((index, 0), changes)
+            self._drop(index, changes.gone)
             self._send_process(index, process.pid, changes.dirty)
         self._last_objects(captured)
 
@@ -123,7 +150,7 @@ class Copying:
             # What goes along of a range that nobody looked at may be absent here and old there.
             unseen = ranges.intersect(parts.along, wholesale)
             gone = ranges.subtract(ranges.union([*changes.gone, *unseen]), parts.behind)
-            self._drop((index, 0), Changes([], gone))
+            self._drop(index, gone)
             if parts.behind:
                 self.stream.leave(index, parts.behind)
                 table = OwnedFd(os.open(f"/proc/{process.pid}/pagemap", os.O_RDONLY | os.O_CLOEXEC))
@@ -169,7 +196,7 @@ class Copying:
     # --- processes ----------------------------------------------------------------------------
 
     def _send_living(self, index: int, tracked: Tracked, changes: Changes) -> None:
-        self._drop((index, 0), changes)
+        self._drop(index, changes.gone)
 
         def read(runs: Sequence[Range], into: memoryview) -> tuple[Sequence[Range], int]:
             could, length = pages.read_living(tracked.pid, runs, into)
@@ -186,9 +213,9 @@ class Copying:
 
         self.stream.send((index, 0), in_chunks(runs), read)
 
-    def _drop(self, owner: tuple[int, int], changes: Changes) -> None:
-        if self._begun and changes.gone:
-            self.stream.drop(owner, ranges.union(changes.gone))
+    def _drop(self, index: int, gone: Sequence[Range]) -> None:
+        if self._begun and gone:
+            self.stream.drop((index, 0), ranges.union(gone))
 
     # --- memory objects -----------------------------------------------------------------------
 
@@ -241,6 +268,17 @@ def _is(descriptor: OwnedFd, found: MemoryObject) -> bool:
     """Tell whether a link in /proc still leads to the object that it led to."""
     status = os.fstat(descriptor.number)
     return (status.st_dev, status.st_ino) == found.key
+
+
+def fixed_freeze_s(tree: TreeView) -> float:
+    """Estimate what a freeze of a tree costs without any page."""
+    living = list(_living(tree))
+    return convergence.fixed_freeze_s(
+        len(living),
+        sum(len(process.tids) for process in living),
+        sum(len(process.links) for process in living),
+        sum(len(process.mappings) for process in living),
+    )
 
 
 def can_track(pid: Pid) -> bool:

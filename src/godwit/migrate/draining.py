@@ -28,7 +28,7 @@ from godwit.wire.frames import FrameKind
 
 Reconnect = Callable[[], Channel]
 _AGAIN_S: Final = (0.05, 0.2, 0.5, 1.0)
-_SILENT_S: Final = 20.0
+SILENT_S: Final = 20.0  # of a line that nobody can give up any more
 _LEFT_TO_COME: Final = "the last pages are on their way"
 
 
@@ -124,7 +124,7 @@ def _turned_away(error: GodwitError) -> GodwitError:
 def be_patient(channel: Channel) -> None:
     """Have a line end that falls silent. Where signals are another thread's, the kernel's timers must do."""
     if threading.current_thread() is threading.main_thread():
-        channel.patience = Patience(lambda: None, _SILENT_S)
+        channel.patience = Patience(lambda: None, SILENT_S)
 
 
 def _hear_what_is_missing(migration: str, channel: Channel, left: dict[int, Left]) -> None:

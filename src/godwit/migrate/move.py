@@ -63,7 +63,6 @@ class Move:
     armed: bool = False  # the destination can take pages when the tree runs already
     left: dict[int, Left] = field(default_factory=dict[int, "Left"])  # what follows, by index of the process
     drained: DrainedEntry = field(default_factory=DrainedEntry)
-    buffer: bytearray = field(default_factory=bytearray)
     offered: frozenset[tuple[int, int]] = frozenset()  # written files that the destination knows of
     carried: list[CarriedFile] = field(default_factory=list[CarriedFile])
 
@@ -92,11 +91,6 @@ class Move:
             deadline,
             noted,
         )
-
-    @property
-    def can_postcopy(self) -> bool:
-        """Whether memory may follow after the program runs at the destination."""
-        return self.armed
 
     def lap(self, name: str) -> None:
         """End a step of the source."""

@@ -59,10 +59,10 @@ class Pager:
             Closed, OSError: The line broke. What is missing stays missing, and who waits for it waits.
             ImageError: The source sends nonsense.
         """
-        for number, uffd in self.uffds.items():
+        for uffd in self.uffds.values():
             self._poll.register(uffd.number, select.POLLIN)
             # Whoever asked a pager before us asks again.
-            self._wake_all(number)
+            userfaultfd.wake(uffd.number, _LOWEST, USER_SPACE_END)
         self._poll.register(self.channel.fileno(), select.POLLIN)
         while self._living() and not self._step():
             pass
@@ -76,9 +76,7 @@ class Pager:
 
     def step(self) -> None:
         """Deal with what the programs do, for a moment, when nothing comes any more."""
-        for fd, _ in self._poll.poll(_LOOK_AGAIN_MS):
-            for number in [number for number, uffd in self.uffds.items() if uffd.number == fd]:
-                self._messages(number)
+        self._hear({fd for fd, _ in self._poll.poll(_LOOK_AGAIN_MS)})
 
     def finish(self, resumed_ms: float) -> DrainedEntry:
         """Tell the source that nothing is awaited any more."""
@@ -100,8 +98,7 @@ class Pager:
         ready: set[int] = set()
         if not self.channel.has_word():
             ready = {fd for fd, _ in self._poll.poll(_LOOK_AGAIN_MS)}
-        for number in [number for number, uffd in self.uffds.items() if uffd.number in ready]:
-            self._messages(number)
+        self._hear(ready)
         if not ready:
             self._bury()
         if not self.channel.has_word():
@@ -181,6 +178,10 @@ class Pager:
             if not userfaultfd.is_alive(uffd.number):
                 self._end_of(self.pending.spaces[number])
 
+    def _hear(self, ready: set[int]) -> None:
+        for number in [number for number, uffd in self.uffds.items() if uffd.number in ready]:
+            self._messages(number)
+
     # --- what the programs do -----------------------------------------------------------------
 
     def _messages(self, number: int) -> None:
@@ -211,12 +212,10 @@ class Pager:
 
     def _look_again(self, space: Space, start: int, end: int) -> None:
         """Have who waits for a page of a range try once more: the page is another one by now."""
-        for number, page in [key for key in self._asked if key[0] == space.number]:
-            if start <= page < end:
-                del self._asked[number, page]
-                if number not in self.uffds:
-                    continue
-                userfaultfd.wake(self.uffds[number].number, page, page + PAGE_SIZE)
+        for key in [key for key in self._asked if key[0] == space.number and start <= key[1] < end]:
+            del self._asked[key]
+            if space.number in self.uffds:
+                userfaultfd.wake(self.uffds[space.number].number, key[1], key[1] + PAGE_SIZE)
 
     def _fault(self, space: Space, page: int) -> None:
         self._faults += 1
@@ -240,9 +239,6 @@ class Pager:
             asked = self._asked.pop((space.number, page), None)
             if asked is not None and len(self._waits_ns) < _LATENCIES_KEPT:
                 self._waits_ns.append(now - asked)
-
-    def _wake_all(self, number: int) -> None:
-        userfaultfd.wake(self.uffds[number].number, _LOWEST, USER_SPACE_END)
 
     def _summary(self, resumed_ms: float) -> DrainedEntry:
         waits = sorted(self._waits_ns) or [0]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from godwit.engine.pages import chunks
@@ -40,7 +40,6 @@ class PageStream:
     after_chunk: Callable[[int], None] = lambda _: None  # gets the bytes so far; what it raises ends it
     pages: int = 0
     frames: int = 0
-    _failed: list[Range] = field(default_factory=list[Range])
 
     def send(self, owner: Owner, groups: Iterable[Sequence[Range]], read: Read) -> int:
         """Send pages in groups of up to a chunk; return how many. Runs that cannot be read are left out."""

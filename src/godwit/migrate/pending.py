@@ -38,7 +38,6 @@ _RELEASED: Final = struct.Struct("<I")
 _RELEASED_AT: Final = _READING_AT + _READING.size
 _MESSAGES_AT: Final = 1024
 _MESSAGES: Final = 64
-_MESSAGE: Final = struct.Struct("<B7xQQQ")
 _RECORD: Final = struct.Struct("<qqqqq")
 _SPACE, _LEFT, _GONE, _MOVED, _FORKED, _DEAD = range(1, 7)
 _TAKEN_OVER_WITHIN_S: Final = 5.0
@@ -159,9 +158,7 @@ class Pending:
             struct.pack_into("<I", head, _FLAG_AT, 0)
 
     def _messages(self) -> list[Message]:
-        raw = self._head[_MESSAGES_AT : _MESSAGES_AT + _MESSAGES * UFFD_MSG_BYTES]
-        # No event has the number 0.
-        return [Message(*fields) for fields in _MESSAGE.iter_unpack(raw) if fields[0]]
+        return userfaultfd.messages(self._head[_MESSAGES_AT : _MESSAGES_AT + _MESSAGES * UFFD_MSG_BYTES])
 
     def close(self) -> None:
         """Let go; what is pending stays pending."""

@@ -14,6 +14,7 @@ from godwit.engine.view import TreeView
 from godwit.errors import MigrationError, RefusedError, Survivor
 from godwit.images import codec
 from godwit.migrate import agreeing, convergence, faults
+from godwit.migrate import copying as copying_of
 from godwit.migrate.channel import Channel
 from godwit.migrate.convergence import Decision, Limits, Round, Step, Strategy
 from godwit.migrate.copying import Copying
@@ -72,19 +73,12 @@ class Rounds:
         return self.decision
 
     def _limits(self, tree: TreeView) -> Limits:
-        living = [process for process in tree.processes if not process.zombie]
-        fixed_s = convergence.fixed_freeze_s(
-            len(living),
-            sum(len(process.tids) for process in living),
-            sum(len(process.links) for process in living),
-            sum(len(process.mappings) for process in living),
-        )
         deadline = self.move.deadline
         return Limits(
             max_freeze_s=self.move.options.max_freeze_s,
-            fixed_freeze_s=fixed_s,
+            fixed_freeze_s=copying_of.fixed_freeze_s(tree),
             seconds_left=None if deadline is None else deadline - time.monotonic(),
-            postcopy=self.move.can_postcopy,
+            postcopy=self.move.armed,
         )
 
     def _one(self, before: TreeView) -> TreeView:
@@ -95,12 +89,11 @@ class Rounds:
             # Advice and locks of a mapping change without a trace in maps. To look takes 27 ms for a GiB.
             move.memory.smaps.clear()
         tree = before if not self.done else agreeing.agree(move, self.channel)
-        began = time.monotonic()
-        pages, sent = stream.pages, self.channel.bytes_sent
+        mark = self.copying.mark()
         total = max(self._expected_bytes(tree), PAGE_SIZE)
 
         def after_chunk(done: int) -> None:
-            move.tell_round(number, done - pages * PAGE_SIZE, total, self._progress())
+            move.tell_round(number, done - mark.pages * PAGE_SIZE, total, self._progress())
             move.check()
             if self.channel.has_word():
                 agreeing.expect(self.channel)
@@ -109,23 +102,12 @@ class Rounds:
         assert move.told is not None
         self.copying.round(tree, move.told[0])
         self._synchronise(number)
-        seconds = time.monotonic() - began
-        scanned = time.monotonic()
-        dirty = self.copying.written_bytes(tree) // PAGE_SIZE
-        scan_s = time.monotonic() - scanned
-        self.done.append(
-            Round(
-                pages=stream.pages - pages,
-                bytes=self.channel.bytes_sent - sent,
-                seconds=seconds,
-                dirty_pages=dirty,
-                scan_s=scan_s,
-            )
-        )
-        if stream.packer is not None and seconds > convergence.LATENCY_S:
-            stream.packer.measured((self.channel.bytes_sent - sent) / seconds)
+        found = self.copying.measure(tree, mark)
+        self.done.append(found)
+        if stream.packer is not None and found.seconds > convergence.LATENCY_S:
+            stream.packer.measured(found.bytes / found.seconds)
         move.timeline.round(
-            number, began_ns, time.monotonic_ns(), sent_pages=stream.pages - pages, dirty_pages=dirty
+            number, began_ns, time.monotonic_ns(), sent_pages=found.pages, dirty_pages=found.dirty_pages
         )
         return tree
 
@@ -137,11 +119,7 @@ class Rounds:
     def _expected_bytes(self, tree: TreeView) -> int:
         if self.done:
             return self.done[-1].dirty_pages * PAGE_SIZE
-        return sum(
-            mapping.anonymous_bytes + mapping.swap_bytes
-            for process in tree.processes
-            for mapping in process.mappings
-        )
+        return tree.private_bytes
 
     def _progress(self) -> tuple[float | None, float | None]:
         """Return the seconds that are left, and how long a freeze would last now, as far as known."""

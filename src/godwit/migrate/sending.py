@@ -17,11 +17,6 @@ def header_of(
     view: TreeView, machine: MachineEntry, migration: str, version: str, *, postcopy: bool = False
 ) -> HeaderEntry:
     """Describe a stream about a tree."""
-    private = sum(
-        mapping.anonymous_bytes + mapping.swap_bytes
-        for process in view.processes
-        for mapping in process.mappings
-    )
     return HeaderEntry(
         migration=migration,
         program=view.root.stat.comm.encode("utf-8", "surrogateescape"),
@@ -29,7 +24,7 @@ def header_of(
         version=version,
         architecture=MACHINE,
         machine=machine,
-        private_bytes=private,
+        private_bytes=view.private_bytes,
         postcopy=postcopy,
     )
 

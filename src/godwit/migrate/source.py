@@ -280,13 +280,7 @@ def _send_rest(
 ) -> None:
     stream = copying.stream
     before = stream.pages * PAGE_SIZE
-    total = 0
-    if not move.in_rounds:
-        total = sum(
-            mapping.anonymous_bytes + mapping.swap_bytes
-            for process in tree.processes
-            for mapping in process.mappings
-        )
+    total = 0 if move.in_rounds else tree.private_bytes
 
     def after_chunk(done: int) -> None:
         move.tell("pages", done - before, max(done - before, total))

@@ -26,7 +26,7 @@ from godwit.migrate import convergence, sending
 from godwit.migrate.apart import Line
 from godwit.migrate.channel import Channel
 from godwit.migrate.convergence import Limits, Round, Step, Strategy
-from godwit.migrate.copying import Copying, can_track
+from godwit.migrate.copying import Copying, can_track, fixed_freeze_s
 from godwit.migrate.entries import HeaderEntry, RoundEntry
 from godwit.migrate.imagefile import Held, ImageFile
 from godwit.migrate.pagestream import PageStream, buffer_of_pages
@@ -196,13 +196,13 @@ class Taker:
 
     def _round(self, image: _Image, channel: Channel, copying: Copying, tree: TreeView) -> None:
         stream, number = copying.stream, len(image.done) + 1
-        pages, sent, began = stream.pages, channel.bytes_sent, time.monotonic()
+        mark = copying.mark()
         total = image.done[-1].dirty_pages * PAGE_SIZE if image.done else 0
         if not image.done and not image.parent:
             total = image.header.private_bytes
 
         def after_chunk(done: int) -> None:
-            part = done - pages * PAGE_SIZE
+            part = done - mark.pages * PAGE_SIZE
             self._line.progress(
                 ProgressEvent(stage="round", done_bytes=part, total_bytes=max(part, total), round=number)
             )
@@ -212,16 +212,7 @@ class Taker:
         assert self._shape is not None
         copying.round(tree, self._shape)
         channel.send(FrameKind.ROUND, codec.encode(RoundEntry(number=number)))
-        seconds, scanned = time.monotonic() - began, time.monotonic()
-        dirty = copying.written_bytes(tree) // PAGE_SIZE
-        found = Round(
-            pages=stream.pages - pages,
-            bytes=channel.bytes_sent - sent,
-            seconds=seconds,
-            dirty_pages=dirty,
-            scan_s=time.monotonic() - scanned,
-        )
-        image.done.append(found)
+        image.done.append(copying.measure(tree, mark))
         image.file.begin_writeback()
         self._line.give_up_if_cancelled()
 
@@ -342,14 +333,7 @@ def _demand_of(captured: Capture) -> DemandEntry:
 
 def limits(tree: TreeView) -> Limits:
     """Return what rounds are weighed by when nobody limits the freeze."""
-    living = [process for process in tree.processes if not process.zombie]
-    fixed_s = convergence.fixed_freeze_s(
-        len(living),
-        sum(len(process.tids) for process in living),
-        sum(len(process.links) for process in living),
-        sum(len(process.mappings) for process in living),
-    )
-    return Limits(max_freeze_s=None, fixed_freeze_s=fixed_s, seconds_left=None, postcopy=False)
+    return Limits(max_freeze_s=None, fixed_freeze_s=fixed_freeze_s(tree), seconds_left=None, postcopy=False)
 
 
 def watch_over(copying: Copying, tree: TreeView) -> None:

@@ -56,7 +56,6 @@ class Packer:
         self._watch = Watch()
         self._sent = SentPages()
         self._staging = bytearray(frames.PAGES_LIMIT_BYTES)
-        self.zero_pages = 0
         self.copied_pages = 0
 
     @property
@@ -83,7 +82,6 @@ class Packer:
         rest = extents.others(zero, len(data) // PAGE_SIZE)
         found: list[Frame] = []
         if zero:
-            self.zero_pages += extents.count(zero)
             found.append((FrameKind.ZEROES, [out.head(zero)]))
         if rest and self._watch.next(self._link):
             found += self._pack_new(out, rest)
