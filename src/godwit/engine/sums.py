@@ -21,6 +21,7 @@ from godwit.resources import objects
 from godwit.types import Fd
 
 BLOCK_BYTES: Final = 1 << 16
+_UNKNOWN: Final = -1  # the digest of a block of which the destination has something, but not what was read
 
 
 @dataclass(slots=True)
@@ -54,9 +55,17 @@ class Sums:
             at += length
         return at
 
-    def forget(self) -> None:
-        """Have everything told again."""
-        self._digests.clear()
+    def resize(self, before_bytes: int, now_bytes: int) -> None:
+        """Take note that the destination goes from one size to another.
+
+        It cuts off what lies beyond its size, of what comes too: a file that grows is read here as it is,
+        and the digest is of more than could be kept there.
+        """
+        if before_bytes == now_bytes:
+            return
+        for block in self._digests:
+            if block[1] > min(before_bytes, now_bytes):
+                self._digests[block] = _UNKNOWN
 
     def _digest(self, descriptor: Fd, start: int, into: memoryview) -> int:
         got = os.preadv(descriptor, [into], start)

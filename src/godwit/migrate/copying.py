@@ -24,6 +24,8 @@ from godwit.migrate import convergence, leaving
 from godwit.migrate.convergence import Round
 from godwit.migrate.pageserver import Left
 from godwit.migrate.pagestream import PageStream, in_chunks
+from godwit.resources import objects
+from godwit.resources.objects import ObjectEntry
 from godwit.resources.outline import OutlineEntry
 from godwit.resources.process import ProcessEntry
 from godwit.types import PAGE_SIZE, OwnedFd, Pid, page_ceil
@@ -46,7 +48,7 @@ class Copying:
     stream: PageStream
     watch: Watch = field(default_factory=Watch)
     _sums: dict[int, Sums] = field(default_factory=dict[int, Sums])
-    _objects: dict[int, tuple[object, ...]] = field(default_factory=dict[int, tuple[object, ...]])
+    _objects: dict[int, ObjectEntry] = field(default_factory=dict[int, ObjectEntry])  # as they are there
     _begun: bool = False
 
     def close(self) -> None:
@@ -60,12 +62,15 @@ class Copying:
             tracked = self.watch.of(process)
             if tracked is not None:
                 tracked.covered = ranges.intersect(tracked.covered, kept.get(process.status.nspid[-1], []))
-        known = {entry.object_id: (entry.kind, entry.name) for entry in now.objects}
         keep = before is not None and reshape.adaptable(before, now)
-        for object_id in list(self._sums):
-            if not keep or self._objects.get(object_id) != known.get(object_id):
+        wanted = {entry.object_id: entry for entry in now.objects}
+        for object_id, known in list(self._sums.items()):
+            had, has = self._objects.get(object_id), wanted.get(object_id)
+            if keep and had is not None and has is not None and objects.resizable(had, has):
+                known.resize(had.size_bytes, has.size_bytes)
+            else:
                 del self._sums[object_id]
-        self._objects = dict(known)
+        self._objects = wanted
 
     def round(self, tree: TreeView, shape: OutlineEntry) -> None:
         """Send what the destination lacks, while the program runs on. The destination has this shape."""

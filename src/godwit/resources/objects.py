@@ -113,9 +113,14 @@ def restore(entry: ObjectEntry) -> OwnedFd:
         ) from error
 
 
+def resizable(before: ObjectEntry, now: ObjectEntry) -> bool:
+    """Tell whether two entries of one id are of the same object, of whatever size."""
+    return (before.kind, before.name) == (now.kind, now.name)
+
+
 def resized(before: ObjectEntry, now: ObjectEntry, fd: Fd) -> bool:
     """Bring an object to another size and mode, if it still is the same; tell whether that was done."""
-    if (before.kind, before.name) != (now.kind, now.name):
+    if not resizable(before, now):
         return False
     if before == now:
         return True
