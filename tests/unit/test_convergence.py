@@ -118,8 +118,8 @@ FREEZE, HYBRID, GIVE_UP = Step.FREEZE, Step.HYBRID, Step.GIVE_UP
     [
         ("1 GiB, idle", AUTO, None, 1, FREEZE),
         ("4 MiB, 20 MiB/s over an eighth", AUTO, 0.02, 1, FREEZE),
-        ("1 GiB, 64 MiB/s at random", AUTO, None, 4, FREEZE),
-        ("1 GiB, 64 MiB/s at random", PRECOPY, 0.02, 4, FREEZE),
+        ("1 GiB, 64 MiB/s at random", AUTO, None, 5, FREEZE),
+        ("1 GiB, 64 MiB/s at random", PRECOPY, 0.02, 5, FREEZE),
         ("1 GiB, 64 MiB/s at random", PRECOPY, 0.0095, 6, FREEZE),
         ("1 GiB, 64 MiB/s at random", Strategy.HYBRID, None, 2, HYBRID),
         ("1 GiB, as much at random as it can", AUTO, None, 3, HYBRID),
@@ -134,7 +134,7 @@ FREEZE, HYBRID, GIVE_UP = Step.FREEZE, Step.HYBRID, Step.GIVE_UP
         ("32 MiB of 256 over and over, 12 MiB/s", PRECOPY, None, 3, FREEZE),
         ("64 MiB, more at random than 12 MiB/s", AUTO, None, 1, HYBRID),
         ("64 MiB, more at random than 12 MiB/s", PRECOPY, 0.2, 3, GIVE_UP),
-        ("512 MiB, skewed, 110 MiB/s", AUTO, None, 7, FREEZE),
+        ("512 MiB, skewed, 110 MiB/s", AUTO, None, 8, FREEZE),
         ("1 GiB, nine tenths empty", AUTO, None, 2, FREEZE),
         ("128 MiB, bursts of 64, 60 MiB/s", AUTO, None, 4, FREEZE),
         ("128 MiB, bursts of 64, 60 MiB/s", PRECOPY, 0.02, 4, FREEZE),
@@ -191,11 +191,11 @@ def test_strategies_without_rounds_answer_as_well(rounds: tuple[Round, ...]) -> 
     assert step(Strategy.POSTCOPY, limits(postcopy=False), *rounds) is GIVE_UP
 
 
-def test_a_round_is_taken_for_five_milliseconds_but_not_for_less() -> None:
-    assert step(AUTO, limits(), a_round(100_000, 560)) is Step.ROUND
-    assert step(AUTO, limits(), a_round(100_000, 480)) is FREEZE
+def test_a_round_is_taken_for_two_milliseconds_but_not_for_less() -> None:
+    assert step(AUTO, limits(), a_round(100_000, 220)) is Step.ROUND
+    assert step(AUTO, limits(), a_round(100_000, 190)) is FREEZE
     # It does not fit yet, so that less will do.
-    assert step(AUTO, limits(FIXED_S + 3e-3), a_round(100_000, 480)) is Step.ROUND
+    assert step(AUTO, limits(FIXED_S + 1e-3), a_round(100_000, 190)) is Step.ROUND
 
 
 def test_without_a_budget_memory_may_take_a_tenth_of_a_second() -> None:

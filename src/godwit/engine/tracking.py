@@ -27,7 +27,7 @@ from godwit.tracee.task import Tracee
 from godwit.types import Fd, OwnedFd, Pid
 
 # Holes this small between written runs are walked through rather than round.
-_GAP_BYTES: Final = 1 << 20
+_GAP_BYTES: Final = 1 << 18
 _FEATURES: Final = userfaultfd.UFFD_FEATURE_WP_ASYNC | userfaultfd.UFFD_FEATURE_WP_HUGETLBFS_SHMEM
 _FLAGS: Final = os.O_CLOEXEC | os.O_NONBLOCK | userfaultfd.UFFD_USER_MODE_ONLY
 

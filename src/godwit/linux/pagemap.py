@@ -12,6 +12,7 @@ import errno
 import fcntl
 import os
 import struct
+import threading
 from collections.abc import Iterator
 from typing import Final
 
@@ -173,29 +174,59 @@ def _regions(  # noqa: PLR0913  # the fields of the kernel's structure
     returned: int = 0,
 ) -> Iterator[tuple[int, int, int]]:
     """Yield (start, end, categories) regions as the masks of `struct pm_scan_arg` choose them."""
-    regions = (PageRegion * _REGIONS)()
-    argument = PmScanArg(
-        size=ctypes.sizeof(PmScanArg),
-        flags=flags,
-        start=start,
-        end=end,
-        vec=ctypes.addressof(regions),
-        vec_len=_REGIONS,
-        category_inverted=inverted,
-        category_mask=mask,
-        category_anyof_mask=anyof,
-        return_mask=returned,
-    )
-    while argument.start < end:
-        argument.walk_end = 0
-        found = fcntl.ioctl(pagemap, PAGEMAP_SCAN, argument)
-        yield from _REGION.iter_unpack(memoryview(regions).cast("B")[: found * _REGION.size])
+    query = _query(flags, inverted, mask, anyof, returned)
+    at = start
+    while at < end:
+        found, reached = query.ask(pagemap, at, end)
+        yield from found
+        if reached <= at:
+            return
+        at = reached
+
+
+class _Query:
+    """A question to the kernel, to be asked of many ranges: making it costs more than the scan of a page."""
+
+    def __init__(self, flags: int, inverted: int, mask: int, anyof: int, returned: int) -> None:
+        self._regions = (PageRegion * _REGIONS)()
+        self._bytes = memoryview(self._regions).cast("B")
+        self._argument = PmScanArg(
+            size=ctypes.sizeof(PmScanArg),
+            flags=flags,
+            vec=ctypes.addressof(self._regions),
+            vec_len=_REGIONS,
+            category_inverted=inverted,
+            category_mask=mask,
+            category_anyof_mask=anyof,
+            return_mask=returned,
+        )
+
+    def ask(self, pagemap: Fd, start: int, end: int) -> tuple[list[tuple[int, int, int]], int]:
+        """Return (start, end, categories) regions, and how far they reach: if many, not to the end."""
+        argument = self._argument
+        argument.start, argument.end, argument.walk_end = start, end, 0
+        count = fcntl.ioctl(pagemap, PAGEMAP_SCAN, argument)
+        found = list(_REGION.iter_unpack(self._bytes[: count * _REGION.size]))
         # The kernel collects 512 regions at a time. When it goes round more than once and then comes to
         # the end, walk_end still names an earlier stop, and regions beyond it have been told already.
-        reached = max(argument.walk_end, regions[found - 1].end if found else 0)
-        if reached <= argument.start:
-            return
-        argument.start = reached
+        return found, max(argument.walk_end, found[-1][1] if found else 0)
+
+
+class _Queries(threading.local):
+    """The queries of one thread: ioctl(2) lets other threads run."""
+
+    def __init__(self) -> None:
+        self.made: dict[tuple[int, ...], _Query] = {}
+
+
+_queries = _Queries()
+
+
+def _query(*masks: int) -> _Query:
+    made = _queries.made.get(masks)
+    if made is None:
+        made = _queries.made[masks] = _Query(*masks)
+    return made
 
 
 def _walk_table(pagemap: Fd, start: int, end: int) -> Iterator[tuple[int, int]]:

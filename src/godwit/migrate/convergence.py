@@ -37,8 +37,8 @@ DENSEST: Final = 1 / 8
 PAYS_BEFORE_HYBRID: Final = 0.75
 # Where the only other way is a long freeze or none, slower progress is worth having.
 PAYS_ALONE: Final = 0.9
-# ... and once the freeze would fit, a round must also spare this much of it: what a freeze costs anyway.
-WORTH_S: Final = 5e-3
+# ... and once the freeze would fit, a round must also spare this much of it: few pages are a quick round.
+WORTH_S: Final = 2e-3
 # One bad round may be a burst. So may one long one be, but not its average.
 IDLE_ROUNDS: Final = 2
 IDLE_SECONDS: Final = 5.0

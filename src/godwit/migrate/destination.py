@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from godwit import __version__
-from godwit.engine import missing, pod
+from godwit.engine import missing, ownpages, pod
 from godwit.engine.build import Builder
 from godwit.errors import (
     DestinationError,
@@ -188,6 +188,7 @@ def _build(channel: Channel, builder: Builder, header: HeaderEntry) -> Paging | 
     faults.at(ROLE, "prepared")
     codec.prime(TreeEntry, FilesEntry, EndEntry, GoEntry, *(kind.entry for kind in registry.KINDS))
     channel.touch_buffer()
+    ownpages.unshare()
     channel.send(
         FrameKind.VERDICT,
         codec.encode(VerdictEntry(refusals=(), carry=agreed.missing, postcopy=builder.armed)),

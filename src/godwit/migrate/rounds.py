@@ -60,7 +60,7 @@ class Rounds:
         if self.move.options.strategy is Strategy.HYBRID and self.move.armed:
             # Asked for by name: what is left follows, however little it is.
             decision = replace(decision, step=Step.HYBRID)
-        if self.done:
+        if len(self.done) == 1 or (self.done and self.done[-1].seconds > _LONG_S):
             # To be tracked may have joined mappings; better learnt now than while it stands still.
             tree = agreeing.agree(self.move, self.channel)
         if decision.step is Step.HYBRID:

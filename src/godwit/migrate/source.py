@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 
 from godwit import __version__
-from godwit.engine import capture, freeze, missing, plan, view
+from godwit.engine import capture, freeze, missing, ownpages, plan, view
 from godwit.engine.capture import Capture
 from godwit.engine.freeze import FrozenTree
 from godwit.engine.view import TreeView
@@ -148,6 +148,7 @@ def _converse(move: Move, channel: Channel) -> Report:
     plan.movable(move.pid, move.memory)
     faults.at(ROLE, "planned")
     greet(move, channel)
+    ownpages.unshare()
     copying = _copying(move, channel)
     with contextlib.closing(copying):
         if not _copies_before(move):
