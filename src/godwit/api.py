@@ -68,6 +68,7 @@ def migrate(  # noqa: PLR0913  # an argument for each option
     max_freeze_s: float | None = None,
     timeout_s: float | None = None,
     bandwidth_bytes_per_s: float | None = None,
+    connections: int | None = None,
     tcp_close: bool = False,
     trace: Path | None = None,
     progress: Progress = silent,
@@ -81,6 +82,7 @@ def migrate(  # noqa: PLR0913  # an argument for each option
         max_freeze_s: Stop the program for no longer, or undo the move.
         timeout_s: Undo the move if it is not committed by then.
         bandwidth_bytes_per_s: Send no more than this.
+        connections: Send memory over so many at once; None: as cores allow.
         tcp_close: TCP connections may break: the program finds them reset.
         trace: Where to write the timeline of the move.
         progress: Told where the move stands.
@@ -94,6 +96,7 @@ def migrate(  # noqa: PLR0913  # an argument for each option
         max_freeze_s=max_freeze_s,
         timeout_s=timeout_s,
         bandwidth_bytes_per_s=bandwidth_bytes_per_s,
+        connections=connections,
         tcp_close=tcp_close,
         trace=trace,
     )

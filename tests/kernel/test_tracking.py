@@ -66,7 +66,7 @@ class Told:
     def look(self) -> ProcessView:
         memory = view.Memory(tracked=True)
         tree, _ = view.settled(Pid(self.process.pid), memory, lambda _: None)
-        self.watch.update(tree.root.pid, tree.processes)
+        self.watch.update(tree.root.pid, tree.processes, tree.gadgets_of)
         return tree.root
 
     def scan(self, *, protect: bool = True) -> Changes:

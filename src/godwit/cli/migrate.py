@@ -55,6 +55,14 @@ from godwit.cli.values import DURATION, RATE
     help="Send no more than this in a second (50MB/s, 12MiB/s).",
 )
 @click.option(
+    "--connections",
+    "connections",
+    metavar="N",
+    type=click.IntRange(1, 8),
+    help="Send memory over so many connections at once. Default: one for every two cores at either end, up to"
+    " 4; one with --bandwidth.",
+)
+@click.option(
     "--trace",
     "trace",
     metavar="FILE",
@@ -71,6 +79,7 @@ def migrate(  # noqa: PLR0913, PLR0917  # an argument for each option
     max_freeze_s: float | None,
     timeout_s: float | None,
     bandwidth: float | None,
+    connections: int | None,
     trace: Path | None,
     tcp_close: bool,
 ) -> None:
@@ -93,6 +102,7 @@ def migrate(  # noqa: PLR0913, PLR0917  # an argument for each option
             max_freeze_s=max_freeze_s,
             timeout_s=timeout_s,
             bandwidth_bytes_per_s=bandwidth,
+            connections=connections,
             tcp_close=tcp_close,
             trace=trace,
             progress=progress,

@@ -38,7 +38,6 @@ from godwit.resources.outline import DemandEntry, OutlineEntry, SpaceEntry
 from godwit.resources.process import IdentityEntry, MachineEntry, ProcessEntry, ProcessState, TreeEntry
 from godwit.resources.thread import SleepClock, ThreadEntry
 from godwit.tracee import calls
-from godwit.tracee.gadgets import Gadgets
 from godwit.types import PAGE_SIZE, Pid
 
 
@@ -230,7 +229,7 @@ def _process(
     leader = frozen.leader(pid)
     with contextlib.ExitStack() as stack:
         stack.callback(leader.restore)
-        workshop = stack.enter_context(calls.opened(leader, gadgets=_gadgets(process, view)))
+        workshop = stack.enter_context(calls.opened(leader, gadgets=view.gadgets_of(process)))
         batch = workshop.batch(leader)
         break_ = memory.collect_layout(batch, process.stat)
         actions = signals.collect(batch, leader.tid)
@@ -283,9 +282,3 @@ def _descriptors(process: ProcessView, view: TreeView) -> tuple[DescriptorEntry,
         flags = fdinfo.read(process.pid, fd).flags
         found.append(DescriptorEntry(fd=fd, file_id=file.file_id, close_on_exec=bool(flags & os.O_CLOEXEC)))
     return tuple(found)
-
-
-def _gadgets(process: ProcessView, view: TreeView) -> Gadgets | None:
-    """Return what was found for making calls inside, if the mappings are still those."""
-    known = view.memory.spaces.get(process.pid)
-    return known.gadgets if known is not None and known.mappings is process.mappings else None

@@ -13,7 +13,7 @@ from godwit.engine.stub import Stub, Transfer
 from godwit.errors import BusyError
 from godwit.linux import pidfd, ptrace
 from godwit.linux.pause import pause
-from godwit.tracee import calls
+from godwit.tracee import calls, gadgets
 from godwit.tracee.task import Tracee
 from godwit.types import Fd, OwnedFd, Pid, Tid
 
@@ -79,7 +79,8 @@ def _stopped(init: Pid) -> Iterator[tuple[Tracee, calls.Workshop]]:
         ptrace.interrupt(task.tid)
         task.wait_until_stopped()
         task.save()
-        with calls.opened(task) as workshop:
+        # Should we be killed meanwhile, it must go on, or everything in the pod ends with it.
+        with calls.opened(task, gadgets=gadgets.of_process(init)) as workshop:
             yield task, workshop
     finally:
         task.detach()

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -22,7 +22,8 @@ from godwit.engine.ranges import Range, Ranges
 from godwit.engine.view import ProcessView
 from godwit.linux import pagemap, pidfd, userfaultfd
 from godwit.resources import memory
-from godwit.tracee import calls
+from godwit.tracee import calls, gadgets
+from godwit.tracee.gadgets import Gadgets
 from godwit.tracee.task import Tracee
 from godwit.types import Fd, OwnedFd, Pid
 
@@ -30,6 +31,9 @@ from godwit.types import Fd, OwnedFd, Pid
 _GAP_BYTES: Final = 1 << 18
 _FEATURES: Final = userfaultfd.UFFD_FEATURE_WP_ASYNC | userfaultfd.UFFD_FEATURE_WP_HUGETLBFS_SHMEM
 _FLAGS: Final = os.O_CLOEXEC | os.O_NONBLOCK | userfaultfd.UFFD_USER_MODE_ONLY
+
+
+GadgetsOf = Callable[[ProcessView], Gadgets | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,9 +90,10 @@ class Tracked:
         own = ranges.union([*found.own, *doubtful])
         absent = ranges.subtract(ranges.union(found.absent), self._holes)
         gone = ranges.subtract(ranges.union([*absent, *found.new, *gone]), doubtful)
+        # An image may follow that goes on from here: what came up right before a freeze may go again.
+        self._holes = ranges.subtract(ranges.union([*self._holes, *gone]), own)
         if not protect:
             return Changes(own, gone)
-        self._holes = ranges.subtract(ranges.union([*self._holes, *gone]), own)
         kept = ranges.subtract(self._over_files, gone)
         self._over_files = ranges.union([*kept, *ranges.intersect(own, backed)])
         return Changes(own, gone)
@@ -221,8 +226,10 @@ def image_of(process: ProcessView) -> tuple[int, ...]:
     return (found.starttime, found.start_code, found.start_stack, found.arg_start, found.env_start)
 
 
-def watch(processes: Iterable[ProcessView], tree: FrozenTree) -> list[Tracked]:
+def watch(processes: Iterable[ProcessView], tree: FrozenTree, found: GadgetsOf) -> list[Tracked]:
     """Begin to watch stopped processes. Each stays stopped for one injected call.
+
+    `found` gives what is known for making calls inside.
 
     Raises:
         OSError: This kernel cannot: EINVAL, no WP_ASYNC; EPERM, no userfaultfd for us.
@@ -230,7 +237,7 @@ def watch(processes: Iterable[ProcessView], tree: FrozenTree) -> list[Tracked]:
     made: list[Tracked] = []
     try:
         # One by one: what was made before one fails must be closed.
-        made.extend(_watch(process, tree.leader(process.pid)) for process in processes)
+        made.extend(_watch(process, tree.leader(process.pid), found(process)) for process in processes)
     except BaseException:
         for each in made:
             each.close()
@@ -238,9 +245,9 @@ def watch(processes: Iterable[ProcessView], tree: FrozenTree) -> list[Tracked]:
     return made
 
 
-def _watch(process: ProcessView, leader: Tracee) -> Tracked:
+def _watch(process: ProcessView, leader: Tracee, found: Gadgets | None) -> Tracked:
     with contextlib.ExitStack() as undo:
-        uffd = undo.enter_context(_made_inside(leader, _FLAGS))
+        uffd = undo.enter_context(_made_inside(leader, _FLAGS, found))
         userfaultfd.enable(uffd.number, _FEATURES)
         flags = os.O_RDONLY | os.O_CLOEXEC
         table = undo.enter_context(OwnedFd(os.open(f"/proc/{process.pid}/pagemap", flags)))
@@ -248,9 +255,10 @@ def _watch(process: ProcessView, leader: Tracee) -> Tracked:
         return Tracked(process.pid, image_of(process), uffd, table)
 
 
-def _made_inside(leader: Tracee, flags: int) -> OwnedFd:
+def _made_inside(leader: Tracee, flags: int, found: Gadgets | None) -> OwnedFd:
     """Have a stopped process make a userfaultfd, and take it over."""
-    with calls.opened(leader) as workshop, pidfd.pidfd_open(leader.pid) as process:
+    known = gadgets.checked(found, leader.pid)
+    with calls.opened(leader, gadgets=known) as workshop, pidfd.pidfd_open(leader.pid) as process:
         try:
             number = workshop.call(leader, "userfaultfd", flags)
             try:
@@ -274,10 +282,11 @@ class Watch:
             return None
         return known
 
-    def update(self, root: Pid, processes: Sequence[ProcessView]) -> None:
+    def update(self, root: Pid, processes: Sequence[ProcessView], found: GadgetsOf) -> None:
         """Begin to watch who is not yet, and forget who is gone.
 
-        The whole tree is stopped for a moment if somebody is new.
+        The whole tree is stopped for a moment if somebody is new. `found` gives what is known for making
+        calls inside a process.
 
         Raises:
             OSError: This kernel cannot watch.
@@ -291,7 +300,7 @@ class Watch:
             return
         with freeze.frozen(root) as tree:
             alive = [process for process in new if process.pid in tree.tracees]
-            for made in watch(alive, tree):
+            for made in watch(alive, tree, found):
                 stale = self._tracked.pop(made.pid, None)
                 if stale is not None:
                     stale.close()

@@ -196,6 +196,11 @@ class TreeView:
         found = os.stat(map_file(pid, mapping))
         return self.objects.get((found.st_dev, found.st_ino))
 
+    def gadgets_of(self, process: ProcessView) -> Gadgets | None:
+        """Return what was found for making calls inside, if the mappings are still those."""
+        known = self.memory.spaces.get(process.pid)
+        return known.gadgets if known is not None and known.mappings is process.mappings else None
+
     def path_file(self, proc_path: str, path: bytes, *, content: bool) -> PathFileEntry:
         """Describe a file with a name, reached through a link in /proc; answers are remembered."""
         found = os.stat(proc_path)

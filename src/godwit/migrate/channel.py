@@ -51,6 +51,10 @@ class Pipe(Protocol):
         """Return the descriptor that becomes readable when the other side says something."""
         ...
 
+    def cut(self) -> None:
+        """Break the stream off, also under a thread that waits for it."""
+        ...
+
     def close(self) -> None:
         """End the stream."""
         ...
@@ -68,6 +72,12 @@ def drain(connection: socket.socket) -> None:
         connection.settimeout(_SILENT_S)
         while time.monotonic() < deadline and connection.recv(_STEP_BYTES):
             pass
+
+
+def cut(connection: socket.socket) -> None:
+    """Shut a socket in both directions: who reads or writes it is woken."""
+    with contextlib.suppress(OSError):
+        connection.shutdown(socket.SHUT_RDWR)
 
 
 def has_word(fd: int) -> bool:
@@ -116,6 +126,10 @@ class SocketPipe:
         """Return the descriptor that becomes readable when the other side says something."""
         return self._socket.fileno()
 
+    def cut(self) -> None:
+        """Break the stream off, also under a thread that waits for it."""
+        cut(self._socket)
+
     def close(self) -> None:
         """End the stream."""
         self._socket.close()
@@ -124,10 +138,17 @@ class SocketPipe:
 class FdPipe:
     """Two descriptors, or one file for one direction."""
 
-    def __init__(self, read_fd: int, write_fd: int, close: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self,
+        read_fd: int,
+        write_fd: int,
+        close: Callable[[], None] = lambda: None,
+        cut: Callable[[], None] = lambda: None,
+    ) -> None:
         self._read_fd = read_fd
         self._write_fd = write_fd
         self._close = close
+        self._cut = cut
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         """Write all of it."""
@@ -155,6 +176,10 @@ class FdPipe:
     def fileno(self) -> int:
         """Return the descriptor that becomes readable when the other side says something."""
         return self._read_fd
+
+    def cut(self) -> None:
+        """Break the stream off, also under a thread that waits for it."""
+        self._cut()
 
     def close(self) -> None:
         """End the stream."""
@@ -227,6 +252,10 @@ class Channel:
     def fileno(self) -> int:
         """Return the descriptor to poll for `has_word`."""
         return self._pipe.fileno()
+
+    def cut(self) -> None:
+        """Break the stream off, also under a thread that waits for it."""
+        self._pipe.cut()
 
     def close(self) -> None:
         """End the stream."""

@@ -26,7 +26,7 @@ from godwit.migrate.pageserver import CopyLostError
 from godwit.migrate.report import Report
 from godwit.resources import fdtable
 from godwit.resources.process import ProcessState, TreeEntry
-from godwit.tracee import calls
+from godwit.tracee import calls, gadgets
 from godwit.tracee.task import Tracee
 from godwit.types import Pid
 from godwit.wire.frames import FrameKind
@@ -169,7 +169,7 @@ def _report(move: Move, channel: Channel, tree: TreeEntry, pid: int) -> Report:
         strategy=move.strategy,
         freeze_ms=round(move.freeze_ms, 3),
         total_ms=round(move.watch.total_ms(), 3),
-        bytes_sent=channel.bytes_sent,
+        bytes_sent=channel.bytes_sent + (move.copying.lanes.bytes_sent if move.copying else 0),
         pages=move.pages,
         rounds=move.rounds,
         source=os.uname().nodename,
@@ -195,7 +195,7 @@ def _drop_locks(frozen: FrozenTree, record: Record) -> None:
 
 def _inject(leader: Tracee, name: str, arguments: tuple[int | bytes, ...]) -> None:
     leader.save()
-    with calls.opened(leader) as workshop:
+    with calls.opened(leader, gadgets=gadgets.of_process(leader.pid)) as workshop:
         workshop.call(leader, name, *arguments)
     leader.restore()
 

@@ -20,8 +20,9 @@ from godwit.engine.sums import Sums
 from godwit.engine.tracking import Changes, Tracked, Watch, anonymous_of, backed_of
 from godwit.engine.view import MemoryObject, ProcessView, TreeView
 from godwit.linux import pagemap
-from godwit.migrate import convergence, leaving
+from godwit.migrate import convergence, lanes, leaving
 from godwit.migrate.convergence import Round
+from godwit.migrate.lanes import Lanes
 from godwit.migrate.pageserver import Left
 from godwit.migrate.pagestream import PageStream, in_chunks
 from godwit.resources import objects
@@ -46,13 +47,15 @@ class Copying:
     """What the destination has of the tree's memory, and what it lacks."""
 
     stream: PageStream
+    lanes: Lanes = field(default_factory=Lanes)
     watch: Watch = field(default_factory=Watch)
     _sums: dict[int, Sums] = field(default_factory=dict[int, Sums])
     _objects: dict[int, ObjectEntry] = field(default_factory=dict[int, ObjectEntry])  # as they are there
     _begun: bool = False
 
     def close(self) -> None:
-        """End the watch over the program."""
+        """End the watch over the program, and close the lanes."""
+        self.lanes.close()
         self.watch.close()
 
     def adapt(self, tree: TreeView, before: OutlineEntry | None, now: OutlineEntry) -> None:
@@ -74,7 +77,7 @@ class Copying:
 
     def round(self, tree: TreeView, shape: OutlineEntry) -> None:
         """Send what the destination lacks, while the program runs on. The destination has this shape."""
-        self.watch.update(tree.root.pid, tree.processes)
+        self.watch.update(tree.root.pid, tree.processes, tree.gadgets_of)
         for index, tracked, changes in self._scanned(tree, shape):
             self._send_living(index, tracked, changes)
         sizes = {entry.object_id: entry.size_bytes for entry in shape.objects}
@@ -111,8 +114,8 @@ class Copying:
         seconds, scanned = time.monotonic() - since.began, time.monotonic()
         dirty_pages = self.written_bytes(tree) // PAGE_SIZE
         return Round(
-            pages=self.stream.pages - since.pages,
-            bytes=self.stream.channel.bytes_sent - since.bytes_sent,
+            pages=self.pages - since.pages,
+            bytes=self.bytes_sent - since.bytes_sent,
             seconds=seconds,
             dirty_pages=dirty_pages,
             scan_s=time.monotonic() - scanned,
@@ -120,7 +123,17 @@ class Copying:
 
     def mark(self) -> Mark:
         """Return where a round begins."""
-        return Mark(time.monotonic(), self.stream.pages, self.stream.channel.bytes_sent)
+        return Mark(time.monotonic(), self.pages, self.bytes_sent)
+
+    @property
+    def pages(self) -> int:
+        """How many pages have been sent so far."""
+        return self.stream.pages + self.lanes.pages
+
+    @property
+    def bytes_sent(self) -> int:
+        """How much has gone over the line so far, over all connections."""
+        return self.stream.channel.bytes_sent + self.lanes.bytes_sent
 
     def last(self, tree: TreeView, captured: Capture) -> None:
         """Send all that the destination lacks of the frozen tree."""
@@ -203,14 +216,21 @@ class Copying:
     def _send_living(self, index: int, tracked: Tracked, changes: Changes) -> None:
         self._drop(index, changes.gone)
 
+        lost: list[Range] = []
+
         def read(runs: Sequence[Range], into: memoryview) -> tuple[Sequence[Range], int]:
             could, length = pages.read_living(tracked.pid, runs, into)
             if could is not runs:
-                # Unmapped since it was found, or not to be read: told again if it is still there.
-                tracked.forget(ranges.subtract(runs, could))
+                lost.extend(ranges.subtract(runs, could))
             return could, length
 
-        self.stream.send((index, 0), in_chunks(changes.dirty), read)
+        if self.lanes and ranges.total(changes.dirty) >= lanes.WORTH_BYTES:
+            self.lanes.send(self.stream, (index, 0), in_chunks(changes.dirty), read)
+        else:
+            self.stream.send((index, 0), in_chunks(changes.dirty), read)
+        if lost:
+            # Unmapped since it was found, or not to be read: told again if it is still there.
+            tracked.forget(ranges.union(lost))
 
     def _send_process(self, index: int, pid: Pid, runs: Sequence[Range]) -> None:
         def read(wanted: Sequence[Range], into: memoryview) -> tuple[Sequence[Range], int]:

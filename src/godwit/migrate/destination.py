@@ -27,7 +27,7 @@ from godwit.errors import (
 from godwit.images import codec
 from godwit.linux.arch import MACHINE
 from godwit.log import log
-from godwit.migrate import admit, apart, faults, filling, journal, pending, receiving, settle
+from godwit.migrate import admit, apart, faults, filling, journal, lanes, pending, receiving, settle
 from godwit.migrate.channel import Channel, Closed
 from godwit.migrate.entries import (
     AnswerEntry,
@@ -36,6 +36,7 @@ from godwit.migrate.entries import (
     GoEntry,
     HeaderEntry,
     HelloEntry,
+    LaneEntry,
     QueryEntry,
     ReadyEntry,
     ResumeEntry,
@@ -46,6 +47,7 @@ from godwit.migrate.entries import (
 )
 from godwit.migrate.filling import Filling
 from godwit.migrate.journal import Member, Record, State
+from godwit.migrate.lanes import Meeting
 from godwit.migrate.paging import Paging
 from godwit.migrate.report import Stopwatch, silent
 from godwit.procfs import stat
@@ -56,7 +58,7 @@ from godwit.types import OwnedFd
 from godwit.wire.frames import FrameKind
 
 ROLE: Final = "destination"
-FEATURES_EVERYWHERE: Final = ("rounds", "packing")
+FEATURES_EVERYWHERE: Final = ("rounds", "packing", "lanes")
 _LAST_KINDS: Final = (*filling.KINDS, FrameKind.DRAINED, FrameKind.END)
 FEATURES: Final = (*FEATURES_EVERYWHERE, "postcopy")
 
@@ -77,15 +79,18 @@ def serve(channel: Channel) -> Received:
     """
     channel.open_stream()
     channel.accept_stream()
-    kind, payload = channel.expect(FrameKind.HEADER, FrameKind.QUERY, FrameKind.RESUME)
+    kind, payload = channel.expect(FrameKind.HEADER, FrameKind.QUERY, FrameKind.RESUME, FrameKind.LANE)
     if kind is FrameKind.QUERY:
         return _answer(channel, codec.decode(payload, QueryEntry))
     if kind is FrameKind.RESUME:
         return _resume(channel, codec.decode(payload, ResumeEntry).migration)
+    if kind is FrameKind.LANE:
+        return _lane(channel, codec.decode(payload, LaneEntry).migration)
     header = codec.decode(payload, HeaderEntry)
     try:
         return apart.run(lambda _: _receive(channel, header), Received, silent)
     except apart.WorkerDied:
+        lanes.forget(header.migration)
         outcome = settle.destination(header.migration)
         return Received(migration=header.migration, pid=outcome.pid)
     except GodwitError as error:
@@ -104,6 +109,17 @@ def _answer(channel: Channel, query: QueryEntry) -> Received:
     draining = state is State.RUNNING and pending.exists(query.migration)
     channel.send(FrameKind.ANSWER, codec.encode(AnswerEntry(state=state, draining=draining)))
     return Received(migration=query.migration, pid=0)
+
+
+def _lane(channel: Channel, migration: str) -> Received:
+    """Be a further connection of a move that another process receives."""
+    try:
+        lanes.relay(channel, migration)
+    except GodwitError as error:
+        _tell(channel, error)
+        channel.linger()
+        raise
+    return Received(migration=migration, pid=0)
 
 
 def _resume(channel: Channel, migration: str) -> Received:
@@ -135,8 +151,8 @@ def _receive(channel: Channel, header: HeaderEntry) -> Received:
     builder = Builder(in_pod=True, postcopy=header.postcopy and missing.available())
     paging: Paging | None = None
     try:
-        with receiving.honest():
-            paging = _build(channel, builder, header)
+        with receiving.honest(), lanes.meeting(header.migration, wanted=header.lanes) as meeting:
+            paging = _build(channel, builder, header, meeting)
         faults.at(ROLE, "built")
     except (GodwitError, OSError) as error:
         # Told first: the source waits frozen, and what was built here has not run and never will.
@@ -164,12 +180,13 @@ def _as_godwit(error: Exception) -> GodwitError:
     return DestinationError(f"{error}{f' ({notes})' if notes else ''}", remedy="choose another machine")
 
 
-def _build(channel: Channel, builder: Builder, header: HeaderEntry) -> Paging | None:
+def _build(channel: Channel, builder: Builder, header: HeaderEntry, meeting: Meeting | None) -> Paging | None:
     hello = HelloEntry(
         version=__version__,
         architecture=MACHINE,
         hostname=os.fsencode(os.uname().nodename),
         features=FEATURES if missing.available() else FEATURES_EVERYWHERE,
+        cpus=os.cpu_count() or 1,
     )
     home = OwnedFd(os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC))
     greeted_ns = time.monotonic_ns()
@@ -195,7 +212,7 @@ def _build(channel: Channel, builder: Builder, header: HeaderEntry) -> Paging | 
     )
     filled = Filling(builder)
     watch = Stopwatch()
-    payload = _until_tree(channel, builder, header, filled)
+    payload = _until_tree(channel, builder, header, filled, meeting)
     watch.lap("rounds")
     with builder.beside():
         tree = receiving.receive_tree(channel, builder, header, payload, filled, watch)
@@ -250,14 +267,20 @@ def _agree(channel: Channel, header: HeaderEntry) -> _Agreement:
         channel.send(FrameKind.VERDICT, codec.encode(verdict))
 
 
-def _until_tree(channel: Channel, builder: Builder, header: HeaderEntry, filled: Filling) -> memoryview:
+def _until_tree(
+    channel: Channel, builder: Builder, header: HeaderEntry, filled: Filling, meeting: Meeting | None
+) -> memoryview:
     """Take pages in rounds; return the payload of the TREE frame.
 
     When the tree changes before that, it is agreed on again.
     """
     while True:
+        if meeting is not None:
+            meeting.turn(channel, builder)
         kind, payload = channel.expect(*filling.KINDS, FrameKind.ROUND, FrameKind.TREE, FrameKind.OUTLINE)
         if kind is FrameKind.TREE:
+            if meeting is not None:
+                meeting.finish()
             return payload
         if kind is FrameKind.OUTLINE:
             _agree_again(channel, builder, header, payload)

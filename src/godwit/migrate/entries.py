@@ -50,6 +50,7 @@ class HeaderEntry:
     postcopy: bool = False  # pages may come when the tree runs already
     parent: str = ""  # `migration` of the stream that this one goes on from; empty: it is whole by itself
     parent_digest: bytes = b""  # XXH3, 128 bits, of all of that stream
+    lanes: bool = False  # further connections may come
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +61,15 @@ class HelloEntry:
     architecture: str
     hostname: bytes
     features: tuple[str, ...] = ()  # of the protocol: what the source may make use of
+    cpus: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LaneEntry:
+    """A further connection of a move under way."""
+
+    migration: str
+    number: int  # from 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -29,6 +29,7 @@ ROLE: Final = "source"
 # What of the destination's features we know how to use.
 ROUNDS: Final = "rounds"
 PACKING: Final = "packing"
+LANES: Final = "lanes"
 POSTCOPY: Final = "postcopy"
 
 
@@ -49,6 +50,7 @@ class Move:
     machine: MachineEntry | None = None
     destination: str = ""
     features: frozenset[str] = frozenset()  # of the destination
+    cpus_there: int = 1
     greeted_ns: int = 0  # when the destination's greeting came
     told: tuple[OutlineEntry, DemandEntry] | None = None  # what the destination is prepared for
     copying: Copying | None = None

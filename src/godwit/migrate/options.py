@@ -16,5 +16,6 @@ class Options:
     max_freeze_s: float | None = None  # kept, or the move is undone
     timeout_s: float | None = None  # undo the move if it is not committed by then
     bandwidth_bytes_per_s: float | None = None  # for memory
+    connections: int | None = None  # for memory; None: as cores allow
     tcp_close: bool = False  # TCP connections may break: the program finds them reset
     trace: Path | None = None  # where to write the timeline

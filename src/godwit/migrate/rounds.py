@@ -13,13 +13,13 @@ from godwit.engine import missing
 from godwit.engine.view import TreeView
 from godwit.errors import MigrationError, RefusedError, Survivor
 from godwit.images import codec
-from godwit.migrate import agreeing, convergence, faults
+from godwit.migrate import agreeing, convergence, faults, lanes
 from godwit.migrate import copying as copying_of
 from godwit.migrate.channel import Channel
 from godwit.migrate.convergence import Decision, Limits, Round, Step, Strategy
 from godwit.migrate.copying import Copying
 from godwit.migrate.entries import RoundEntry
-from godwit.migrate.move import ROLE, Move
+from godwit.migrate.move import LANES, ROLE, Move
 from godwit.types import PAGE_SIZE
 from godwit.wire.frames import FrameKind
 
@@ -47,10 +47,13 @@ class Rounds:
         if self.move.options.strategy in _LATER and not self.move.armed:
             raise RefusedError([missing.refusal()])
         decision = self._decide(tree)
+        if decision.step is Step.ROUND:
+            self._open_lanes(tree)
         while decision.step is Step.ROUND:
             tree = self._one(tree)
             faults.at(ROLE, "round")
             decision = self._decide(tree)
+        self.copying.lanes.finish()
         if decision.step is Step.GIVE_UP:
             raise MigrationError(
                 f"the move was undone: {decision.why}",
@@ -62,11 +65,18 @@ class Rounds:
             decision = replace(decision, step=Step.HYBRID)
         if len(self.done) == 1 or (self.done and self.done[-1].seconds > _LONG_S):
             # To be tracked may have joined mappings; better learnt now than while it stands still.
+            self._forget_advice()
             tree = agreeing.agree(self.move, self.channel)
         if decision.step is Step.HYBRID:
             self.copying.give_up_dense(tree)
             self._synchronise(len(self.done))
         return decision
+
+    def _open_lanes(self, tree: TreeView) -> None:
+        move = self.move
+        count = lanes.connections(move.options, move.cpus_there) - 1
+        if count and LANES in move.features and tree.private_bytes >= lanes.WORTH_BYTES:
+            self.copying.lanes.open(count, move.migration, move.connect)
 
     def _decide(self, tree: TreeView) -> Decision:
         self.decision = convergence.decide(self.move.options.strategy, self.done, self._limits(tree))
@@ -85,15 +95,15 @@ class Rounds:
         """Do a round; return the tree as it was in it."""
         number, began_ns = len(self.done) + 1, time.monotonic_ns()
         move, stream = self.move, self.copying.stream
-        if self.done and self.done[-1].seconds > _LONG_S:
-            # Advice and locks of a mapping change without a trace in maps. To look takes 27 ms for a GiB.
-            move.memory.smaps.clear()
+        self._forget_advice()
         tree = before if not self.done else agreeing.agree(move, self.channel)
         mark = self.copying.mark()
         total = max(self._expected_bytes(tree), PAGE_SIZE)
 
         def after_chunk(done: int) -> None:
-            move.tell_round(number, done - mark.pages * PAGE_SIZE, total, self._progress())
+            del done
+            sent = self.copying.pages - mark.pages
+            move.tell_round(number, sent * PAGE_SIZE, total, self._progress())
             move.check()
             if self.channel.has_word():
                 agreeing.expect(self.channel)
@@ -110,6 +120,14 @@ class Rounds:
             number, began_ns, time.monotonic_ns(), sent_pages=found.pages, dirty_pages=found.dirty_pages
         )
         return tree
+
+    def _forget_advice(self) -> None:
+        """After a long round, look anew: advice of a mapping changes without a trace in maps.
+
+        To look takes 27 ms for a GiB.
+        """
+        if self.done and self.done[-1].seconds > _LONG_S:
+            self.move.memory.smaps.clear()
 
     def _synchronise(self, number: int) -> None:
         """Return once all that was sent is in place."""

@@ -17,14 +17,14 @@ from godwit.engine import freeze
 from godwit.errors import GodwitError, ImageError
 from godwit.images import codec
 from godwit.linux import pidfd
-from godwit.migrate import draining, journal, pending
+from godwit.migrate import draining, journal, lanes, pending
 from godwit.migrate.channel import Channel
 from godwit.migrate.entries import AnswerEntry, QueryEntry
 from godwit.migrate.journal import Carried, Member, Record, State
 from godwit.migrate.pageserver import CopyLostError
 from godwit.procfs import stat
 from godwit.resources import fdtable
-from godwit.tracee import calls
+from godwit.tracee import calls, gadgets
 from godwit.types import Pid
 from godwit.wire.frames import FrameKind
 
@@ -115,10 +115,14 @@ def source(record: Record, connect: Connect) -> Recovered:
     finally:
         channel.close()
     root = record.members[0]
+    drained: Channel | None = None
     if answer.state is State.RUNNING:
         outcome, pid = f"ended here; it runs at {record.peer}", 0
         if answer.draining:
-            outcome = _drain(record, connect) or outcome
+            try:
+                drained = _drain(record, connect)
+            except CopyLostError as error:
+                outcome = f"lost: {error.line()}"
         for each in record.carried:
             _remove(root, each)
         for member in record.members:
@@ -129,24 +133,28 @@ def source(record: Record, connect: Connect) -> Recovered:
         resume(record)
         outcome, pid = "resumed here", root.pid
     journal.remove(record.migration, "source")
+    if drained is not None:
+        # Last: the destination then forgets that it runs there, and who asked again would be told to resume.
+        with contextlib.suppress(OSError), contextlib.closing(drained):
+            drained.send(FrameKind.END)
     return Recovered(migration=record.migration, role="source", outcome=outcome, pid=pid)
 
 
-def _drain(record: Record, connect: Connect) -> str:
-    """Let the destination have the pages that it still lacks, out of the stopped copy; say if it cannot."""
+def _drain(record: Record, connect: Connect) -> Channel:
+    """Let the destination have the pages that it still lacks, out of the stopped copy; return the line.
+
+    Raises:
+        CopyLostError: They are lost.
+    """
     left = draining.left_of([Pid(member.pid if _alive(member) else 0) for member in record.members])
     try:
         _, channel, _ = draining.drain(
             record.migration, None, left, lambda: connect(record.peer), lambda _: None, tries=_DRAIN_TRIES
         )
-    except CopyLostError as error:
-        return f"lost: {error.line()}"
     finally:
         for each in left.values():
             each.table.close()
-    with contextlib.suppress(OSError), contextlib.closing(channel):
-        channel.send(FrameKind.END)
-    return ""
+    return channel
 
 
 def _remove(root: Member, file: Carried) -> None:
@@ -178,7 +186,7 @@ def retake_locks(tree: freeze.FrozenTree, record: Record) -> None:
     outer = {member.inner: Pid(member.pid) for member in record.members}
     for lock in record.locks:
         leader = tree.leader(outer[lock.holder])
-        with calls.opened(leader) as workshop:
+        with calls.opened(leader, gadgets=gadgets.of_process(leader.pid)) as workshop:
             name, arguments = fdtable.lock_call(lock, take=True)
             workshop.call(leader, name, *arguments)
 
@@ -198,6 +206,7 @@ def everything(connect: Connect) -> tuple[Recovered, ...]:
         except (GodwitError, OSError) as error:
             found.append(_unsettled(record, error))
     _forget_lists()
+    lanes.sweep()
     return tuple(found)
 
 

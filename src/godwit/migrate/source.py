@@ -11,6 +11,7 @@ import os
 import secrets
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 from godwit import __version__
 from godwit.engine import capture, freeze, missing, ownpages, plan, view
@@ -20,7 +21,7 @@ from godwit.engine.view import TreeView
 from godwit.errors import GodwitError, MigrationError, Refusal, RefusedError, Survivor
 from godwit.images import codec
 from godwit.log import log
-from godwit.migrate import agreeing, apart, commit, faults, journal, outfile, sending, settle
+from godwit.migrate import agreeing, apart, commit, faults, journal, lanes, outfile, sending, settle
 from godwit.migrate import copying as copying_of
 from godwit.migrate.apart import Line
 from godwit.migrate.channel import Channel, Closed
@@ -28,6 +29,7 @@ from godwit.migrate.convergence import Step, Strategy
 from godwit.migrate.copying import Copying
 from godwit.migrate.entries import HelloEntry, ReadyEntry, RunningEntry
 from godwit.migrate.journal import Record
+from godwit.migrate.lanes import Lanes
 from godwit.migrate.move import PACKING, POSTCOPY, ROLE, ROUNDS, Move
 from godwit.migrate.options import Options
 from godwit.migrate.pagestream import PageStream, buffer_of_pages
@@ -201,7 +203,7 @@ def _copying(move: Move, channel: Channel) -> Copying:
 
         packer = Packer(link_bytes_per_s=move.options.bandwidth_bytes_per_s)
     channel.limit_bytes_per_s = move.options.bandwidth_bytes_per_s
-    return Copying(PageStream(channel, buffer_of_pages(), packer))
+    return Copying(PageStream(channel, buffer_of_pages(), packer), lanes=Lanes(move.check_all))
 
 
 def _freeze(move: Move, channel: Channel, copying: Copying, *, along_pages: int = 0) -> Report:
@@ -225,6 +227,7 @@ def greet(move: Move, channel: Channel) -> None:
     move.machine = machine
     wanted = move.options.strategy in (Strategy.AUTO, Strategy.POSTCOPY, Strategy.HYBRID)
     header = sending.header_of(tree, machine, move.migration, __version__, postcopy=wanted)
+    header = replace(header, lanes=lanes.connections(move.options, lanes.LIMIT) > 1)
     channel.open_stream()
     channel.send(FrameKind.HEADER, codec.encode(header))
     channel.accept_stream()
@@ -233,6 +236,7 @@ def greet(move: Move, channel: Channel) -> None:
     hello = codec.decode(payload, HelloEntry)
     move.destination = os.fsdecode(hello.hostname)
     move.features = frozenset(hello.features)
+    move.cpus_there = hello.cpus
 
 
 def prepare(move: Move, channel: Channel) -> None:
@@ -297,4 +301,4 @@ def _send_rest(
     else:
         copying.last(tree, captured)
     stream.end()
-    move.pages = stream.pages
+    move.pages = copying.pages

@@ -124,6 +124,8 @@ class Taker:
         self._tell("inspect")
         # Others' descriptors may be others by now, and a freeze has forbidden a closer look.
         self._memory.outside, self._memory.may_walk = None, True
+        # Advice of a mapping changes without a trace in maps.
+        self._memory.smaps.clear()
         plan.check_target(self.pid)
         plan.movable(self.pid, self._memory)
         tree, (shape, demand), header = self._look_first()
@@ -343,7 +345,7 @@ def watch_over(copying: Copying, tree: TreeView) -> None:
         RefusedError: This kernel cannot.
     """
     try:
-        copying.watch.update(tree.root.pid, tree.processes)
+        copying.watch.update(tree.root.pid, tree.processes, tree.gadgets_of)
     except OSError as error:
         if error.errno not in _UNABLE:
             raise

@@ -11,7 +11,7 @@ import ssl
 from collections.abc import Callable
 from typing import Final
 
-from godwit.migrate.channel import drain, has_word
+from godwit.migrate.channel import cut, drain, has_word
 
 _STEP_BYTES: Final = 1 << 18
 
@@ -95,6 +95,10 @@ class TlsPipe:
     def fileno(self) -> int:
         """Return the descriptor that becomes readable when the other side says something."""
         return self._socket.fileno()
+
+    def cut(self) -> None:
+        """Break the stream off, also under a thread that waits for it."""
+        cut(self._socket)
 
     def close(self) -> None:
         """End the stream."""

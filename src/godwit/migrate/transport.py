@@ -171,4 +171,4 @@ def _connect_ssh(host: str) -> Channel:
                 stream.close()
         child.wait()
 
-    return Channel(FdPipe(stdout.fileno(), stdin.fileno(), close))
+    return Channel(FdPipe(stdout.fileno(), stdin.fileno(), close, child.kill))

@@ -13,11 +13,14 @@ from dataclasses import dataclass
 from typing import Final
 
 from godwit.errors import InternalError
+from godwit.linux import mem
 from godwit.linux.arch import SIGRETURN_CODES, SYSCALL_INSTRUCTION, SYSCALL_THEN_RETURN
+from godwit.procfs import maps
 from godwit.procfs.maps import Mapping
-from godwit.types import OwnedFd
+from godwit.types import OwnedFd, Pid
 
 _SEARCHED_BYTES: Final = 64 << 20
+_GADGET_BYTES: Final = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +57,34 @@ def find(mappings: Sequence[Mapping], memory: OwnedFd, vdso: bytes) -> Gadgets |
         return Gadgets(start + returning.start(), _find_sigreturn(mappings, memory))
     at = vdso.find(SYSCALL_INSTRUCTION)
     return Gadgets(start + at) if start and at >= 0 else None
+
+
+def of_process(pid: Pid) -> Gadgets | None:
+    """Find them in a process that nobody has looked at before; None where it has no vdso."""
+    mappings = maps.read_maps(pid)
+    with mem.open_memory(pid) as memory:
+        for mapping in mappings:
+            if mapping.path == "[vdso]":
+                text = os.pread(memory.number, mapping.length_bytes, mapping.start)
+                return find(mappings, memory, text)
+    return None
+
+
+def checked(known: Gadgets | None, pid: Pid) -> Gadgets | None:
+    """Return what was found earlier, if it still stands there; else look again.
+
+    A program that executes another has its code elsewhere.
+    """
+    if known is not None and known.sigreturn:
+        with mem.open_memory(pid) as memory:
+            try:
+                call = os.pread(memory.number, _GADGET_BYTES, known.call)
+                back = os.pread(memory.number, _GADGET_BYTES, known.sigreturn)
+            except OSError:
+                return of_process(pid)
+        if SYSCALL_THEN_RETURN.match(call) and back.startswith(SIGRETURN_CODES):
+            return known
+    return of_process(pid)
 
 
 def _find_sigreturn(mappings: Sequence[Mapping], memory: OwnedFd) -> int:

@@ -61,6 +61,7 @@ class FrameKind(enum.IntEnum):
     CREDIT = 22  # destination, running: so many frames were dealt with
     DRAINED = 23  # source: nothing is left behind; destination: nor awaited
     RESUME = 24  # source, on a new connection: more of what was left; destination: go on
+    LANE = 25  # source, on a new connection: pages of rounds come here too; destination: let them come
 
 
 _LIMITS_BYTES: Final = {

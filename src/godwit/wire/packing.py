@@ -46,8 +46,9 @@ class Packer:
     What it returns must go out in that order over one stream, to one Unpacker.
     """
 
-    def __init__(self, *, link_bytes_per_s: float | None) -> None:
+    def __init__(self, *, link_bytes_per_s: float | None, copies: bool = True) -> None:
         self._link = link_bytes_per_s
+        self._copies = copies  # whether to look for them at all
         self._compressors = Compressors()
         self._samples: tuple[Sample, ...] = ()
         self._codec = Codec.NONE
@@ -83,7 +84,7 @@ class Packer:
         found: list[Frame] = []
         if zero:
             found.append((FrameKind.ZEROES, [out.head(zero)]))
-        if rest and self._watch.next(self._link):
+        if rest and self._copies and self._watch.next(self._link):
             found += self._pack_new(out, rest)
         elif rest:
             found.append(self._pack_data(out, rest, _NOT_KEPT))

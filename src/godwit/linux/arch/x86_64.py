@@ -186,7 +186,8 @@ def pod_init() -> bytes:
     """Return the code of a pod's first process.
 
     It reaps every child, writes (pid, wait status) of each as two 32-bit words to descriptor 3 if
-    somebody gave it one, and exits when no child is left.
+    somebody gave it one, and exits when no child is left. Behind that stands what calls made in it return
+    through should their tracer die: rt_sigreturn(2).
     """
     return bytes.fromhex(
         "4883ec40"  # sub rsp, 64
@@ -210,5 +211,7 @@ def pod_init() -> bytes:
         "74ba"  # je again
         "b8e7000000"  # mov eax, 231 (exit_group)
         "31ff"  # xor edi, edi
+        "0f05"  # syscall
+        "48c7c00f000000"  # mov rax, 15 (rt_sigreturn)
         "0f05"  # syscall
     )
