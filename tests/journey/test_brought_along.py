@@ -21,6 +21,7 @@ from godwit.lab.cluster import Lab, Node
 from godwit.linux.statx import birth_ns
 from godwit.types import OwnedFd
 from tests.conftest import requires
+from tests.journey.live import Watched
 from tests.journey.transfer import GODWIT, MOVE_TIMEOUT_S, complaint, environment, is_empty
 from tests.workloads.driver import wait_until
 
@@ -42,6 +43,19 @@ while not os.path.exists("/shared/end"):
     time.sleep(0.005)
     assert os.fstat(file).st_size == os.lseek(file, 0, os.SEEK_CUR)
 open("/shared/ended", "w").write(str(number))
+"""
+# Keeps a diary, and closes it when told to: from then on nothing but the name leads to it.
+FINISHED = """
+import os, sys, time
+memory = bytearray(os.urandom(1 << 20)) * 24
+with open(sys.argv[1], "x") as file:
+    file.write("all of it")
+    file.flush()
+    while not os.path.exists(sys.argv[2] + ".close"):
+        time.sleep(0.005)
+open(sys.argv[2] + ".closed", "x").close()
+while True:
+    time.sleep(0.005)
 """
 READER = "import sys, time\nfile = open(sys.argv[1])\nprint('open', flush=True)\ntime.sleep(1000)"
 
@@ -211,6 +225,24 @@ def test_a_second_user_keeps_it_here(lab: Lab, directory: str) -> None:
         assert reader.wait(QUIET_TIMEOUT_S)
     diary.move("b")
     diary.expect_only_at("b")
+
+
+def test_one_that_is_closed_on_the_way_stays_where_it_is(lab: Lab, shared: Path, directory: str) -> None:
+    path, sign = f"{directory}/finished", f"/shared/{uuid.uuid4().hex}"
+    here, there = (lab.node(name).path(path) for name in "ab")
+    words = [sys.executable, "-c", FINISHED, path, sign]
+    with contextlib.closing(lab.node("a").start(words, env=environment())) as started:
+        assert wait_until(lambda: here.exists() and here.read_text() == "all of it", QUIET_TIMEOUT_S)
+        line = [*GODWIT, "migrate", str(started.node_pid), "b", "--bandwidth", "12MB/s"]
+        with Watched(lab.node("a"), line, 0) as command:
+            # The destination has made its own by now.
+            assert wait_until(there.exists, QUIET_TIMEOUT_S)
+            (shared / f"{sign.removeprefix('/shared/')}.close").touch()
+            assert wait_until((shared / f"{sign.removeprefix('/shared/')}.closed").exists, QUIET_TIMEOUT_S)
+            done = command.finish()
+        assert done.returncode == 0, done.stderr
+        assert here.read_text() == "all of it"
+        assert not there.exists()
 
 
 def test_a_second_name_keeps_it_here(lab: Lab, directory: str) -> None:

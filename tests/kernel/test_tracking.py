@@ -21,6 +21,8 @@ from tests.conftest import requires
 
 pytestmark = [requires("root")]
 
+MADV_GUARD_INSTALL = 102
+
 # Does what it is told, a line at a time, in an array of 64 pages; answers with addresses.
 PROGRAM = """
 import ctypes, mmap, os, sys
@@ -237,3 +239,31 @@ def test_a_read_only_buffer_has_an_address_too() -> None:
         with mem.open_memory(Pid(os.getpid())) as memory:
             mem.write_all(Pid(os.getpid()), memory, runs, memoryview(content)[:PAGE_SIZE])
         assert target[:] == content
+
+
+def test_a_page_that_came_up_right_before_the_last_scan_can_go_again(told: Told) -> None:
+    at = told.number("fresh(64)")
+    told.do(f"write({page(at, 1)})")
+    told.scan()
+    told.do(f"write({page(at, 7)})")
+    assert pages(told.scan(protect=False).dirty, at) == [7]
+    told.do(f"forget({page(at, 7)}, 1)")
+    # An image that goes on from what the last scan told.
+    assert pages(told.scan().gone, at) == [7]
+
+
+def test_guard_pages_made_since_the_watch_began_are_found(told: Told) -> None:
+    before = told.number("fresh(64)")
+    told.do(f"write({before})")
+    told.scan()
+    seen = told.look()
+    tracked = told.watch.of(seen)
+    assert tracked is not None
+    assert tracked.guarded(tracking.spans_of(seen)) is None
+    at = told.number("fresh(64)")
+    words = f"libc.madvise(ctypes.c_void_p({page(at, 3)}), ctypes.c_size_t(P), {MADV_GUARD_INSTALL})"
+    if told.number(words):
+        pytest.skip("this kernel lacks guard pages (Linux 6.13)")
+    found = tracked.guarded(tracking.spans_of(told.look()))
+    assert found is not None
+    assert found[0] <= page(at, 3) < found[1]

@@ -225,7 +225,7 @@ class Groundwork:
         for start, end in runs:
             length = min(end, entry.size_bytes) - start
             if data is not None:
-                os.pwritev(fd, [data[at : at + length]], start)
+                objects.write(fd, data[at : at + length], start)
             else:
                 # Zeroes that are there, not a hole: SEEK_DATA tells them apart.
                 objects.write_zeroes(fd, start, length)

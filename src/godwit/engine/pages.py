@@ -53,7 +53,8 @@ def resident(pid: Pid, vmas: Sequence[VmaEntry]) -> tuple[tuple[int, int], ...]:
     runs: list[tuple[int, int]] = []
     with OwnedFd(os.open(f"/proc/{pid}/pagemap", os.O_RDONLY | os.O_CLOEXEC)) as descriptor:
         for vma in vmas:
-            if not vma.shared and vma.protection & PROT_WRITE and vma.backing is not Backing.KERNEL:
+            # Over an object or file, a page made too early would hide what is still to come into it.
+            if not vma.shared and vma.protection & PROT_WRITE and vma.backing is Backing.ANONYMOUS:
                 runs += pagemap.scan_private(descriptor.number, vma.start, vma.end)
                 if len(runs) > 2 * _RESIDENT_RUNS:
                     runs = sorted(runs, key=_length)[-_RESIDENT_RUNS:]

@@ -23,7 +23,7 @@ from godwit.engine.obstacles import (
     sysv_refusals,
     thread_refusals,
 )
-from godwit.engine.outside import mapped_outside, shared_outside
+from godwit.engine.outside import mapped_outside, newcomer, shared_outside
 from godwit.engine.view import ProcessView, TreeView
 from godwit.errors import (
     AccessError,
@@ -145,6 +145,7 @@ def _our_line() -> set[int]:
 
 def plan(tree: TreeView) -> Plan:
     """List every holding of a tree. Nothing is stopped or changed."""
+    neighbours = frozenset(tasks.list_pids())
     findings = [finding for process in tree.processes for finding in _process_findings(process, tree)]
     for file in tree.files:
         findings += _file_findings(file, tree)
@@ -159,6 +160,8 @@ def plan(tree: TreeView) -> Plan:
                 f"move a process that is an ancestor of pid {outside[0]} too, or end pid {outside[0]}",
             )
         )
+    # Who was there before we looked has been looked at; whom others leave behind from now on has not.
+    tree.memory.neighbours = neighbours
     return Plan(pid=tree.root.pid, comm=tree.root.stat.comm, findings=tuple(findings))
 
 
@@ -255,9 +258,28 @@ def plan_frozen(tree: TreeView) -> Plan:
             refusal = memory.refusal(mapping, process.pid)
             if refusal is not None:
                 findings.append(refuse(refusal.what, refusal.where, refusal.why, refusal.remedy))
+    findings += newcomer_refusals(tree)
     refused = [registry.kind_of(file).inspect(file, tree) for file in tree.files]
     findings += [finding for finding in refused if finding.disposition is Disposition.REFUSE]
     return Plan(pid=tree.root.pid, comm=tree.root.stat.comm, findings=tuple(findings))
+
+
+def obey_newcomers(tree: TreeView) -> None:
+    """Raise RefusedError as `newcomer_refusals` finds. Whom this lets pass, a freeze need not look at."""
+    Plan(pid=tree.root.pid, comm=tree.root.stat.comm, findings=tuple(newcomer_refusals(tree))).obey()
+
+
+def newcomer_refusals(tree: TreeView) -> Iterator[Finding]:
+    """Refuse who left the tree meanwhile and still shares something with it."""
+    found = newcomer(tree)
+    if found is not None:
+        pid, what = found
+        yield refuse(
+            what,
+            f"pid {tree.root.pid}",
+            f"pid {pid}, which was born since and does not move along, shares it",
+            f"move a process that is an ancestor of pid {pid} too, or end pid {pid}",
+        )
 
 
 def _file_findings(file: OpenFile, tree: TreeView) -> Iterator[Finding]:
@@ -312,12 +334,8 @@ def _memory_findings(process: ProcessView, where: str) -> Iterator[Finding]:
         where=where,
     )
     if _guarded(process):
-        yield refuse(
-            "guard pages inside a mapping",
-            where,
-            "madvise(MADV_GUARD_INSTALL) is not carried yet",
-            "start it with GLIBC_TUNABLES=glibc.pthread.stack_guard_madvise=0 if it is the C library's doing",
-        )
+        found = guard_refusal(where)
+        yield refuse(found.what, found.where, found.why, found.remedy)
     seen: set[str] = set()
     for mapping in process.mappings:
         refusal = memory.refusal(mapping, process.pid)
@@ -331,6 +349,16 @@ def _memory_findings(process: ProcessView, where: str) -> Iterator[Finding]:
                 where=where,
                 why="the destination's own, if it is equal",
             )
+
+
+def guard_refusal(where: str) -> Refusal:
+    """Say that guard pages stand in the way."""
+    return Refusal(
+        what="guard pages inside a mapping",
+        where=where,
+        why="madvise(MADV_GUARD_INSTALL) is not carried yet",
+        remedy="start it with GLIBC_TUNABLES=glibc.pthread.stack_guard_madvise=0 if the C library makes them",
+    )
 
 
 def _guarded(process: ProcessView) -> bool:

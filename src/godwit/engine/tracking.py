@@ -56,6 +56,7 @@ class Tracked:
     """What is tracked, and whose pages have all been told."""
     _holes: list[Range] = field(default_factory=list[Range])
     """Where in it there was nothing to tell, or what was told is known to have gone."""
+    _given_up_early: list[Range] = field(default_factory=list[Range])
     _over_files: list[Range] = field(default_factory=list[Range])
     """What was told of mappings of files: there the kernel hides it when a page is given up."""
 
@@ -63,6 +64,11 @@ class Tracked:
         """End the watch."""
         self.uffd.close()
         self.pagemap.close()
+
+    def give_up(self, dense: Ranges) -> None:
+        """Have everything in these ranges told again, right before a freeze."""
+        self.forget(dense)
+        self._given_up_early = list(dense)
 
     def forget(self, lost: Ranges) -> None:
         """Have everything in these ranges told again."""
@@ -112,6 +118,15 @@ class Tracked:
             there += [(first, beyond) for first, beyond, is_own in present if is_own]
             doubtful += pagemap.scan_swapped(self.pagemap.number, start, end)
         return ranges.subtract(told, ranges.union(there)), ranges.intersect(told, ranges.union(doubtful))
+
+    def guarded(self, spans: Ranges) -> Range | None:
+        """Return a range with guard pages among those that came up since the watch began, or None.
+
+        What was there before has been looked at then.
+        """
+        known = ranges.union([*self.covered, *self._given_up_early])
+        pieces = ranges.subtract(ranges.union(spans), known)
+        return next((piece for piece in pieces if pagemap.has_guard_pages(self.pagemap.number, *piece)), None)
 
     def written(self) -> list[Range]:
         """Estimate what a scan would find now. Changes nothing."""

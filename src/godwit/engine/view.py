@@ -96,6 +96,7 @@ class Memory:
     )
     spaces: dict[Pid, KnownSpace] = field(default_factory=dict[Pid, KnownSpace])
     outside: dict[str, tuple[tuple[Pid, Fd], ...]] | None = None
+    neighbours: frozenset[Pid] = frozenset()  # processes that are known to share nothing with the tree
     # (device, inode) of files brought along.
     carried: set[tuple[int, int]] = field(default_factory=set[tuple[int, int]])
     # By (device, inode): a memory object keeps its number from look to look.

@@ -13,6 +13,7 @@ from godwit.migrate import carried, sending
 from godwit.migrate.channel import Channel
 from godwit.migrate.entries import ErrorEntry, VerdictEntry, error_from
 from godwit.migrate.move import Move
+from godwit.resources.objects import ObjectKind
 from godwit.resources.outline import ClockEntry, DemandEntry, OutlineEntry
 from godwit.wire.frames import FrameKind
 
@@ -54,6 +55,10 @@ def _offer(move: Move, channel: Channel) -> tuple[tuple[bytes, ...], TreeView]:
         move.pid, move.memory, lambda seen: capture.outline(seen, resident=not move.in_rounds)
     )
     move.offered = capture.written_files(tree)
+    # One that the program has closed meanwhile does not go along; another may get its number.
+    move.memory.carried &= {
+        key for key, found in tree.objects.items() if found.kind is ObjectKind.CARRIED_FILE
+    }
     if move.told is not None and move.told == (shape, demand):
         return (), tree
     move.tell("spawn")
@@ -88,7 +93,11 @@ def _told(
 def _bring_along(move: Move, paths: tuple[bytes, ...]) -> None:
     """Have the files at these paths go along as memory objects."""
     _, more = view.settled(move.pid, move.memory, lambda tree: carried.choose(tree, paths))
-    move.carried += more
-    move.memory.carried |= {(file.device, file.inode) for file in more}
+    keys = {file.key for file in more}
+    for file in move.carried:
+        if file.key in keys:
+            file.close()
+    move.carried = [file for file in move.carried if file.key not in keys] + more
+    move.memory.carried |= keys
     # Their mappings are now of objects.
     move.memory.spaces.clear()

@@ -12,13 +12,14 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from godwit.engine import freeze, pages, ranges, reshape, sums
+from godwit.engine import freeze, pages, plan, ranges, reshape, sums
 from godwit.engine.capture import Capture
 from godwit.engine.pages import PageSource
 from godwit.engine.ranges import Range, RangeSet
 from godwit.engine.sums import Sums
 from godwit.engine.tracking import Changes, Tracked, Watch, anonymous_of, backed_of
 from godwit.engine.view import MemoryObject, ProcessView, TreeView
+from godwit.errors import RefusedError
 from godwit.linux import pagemap
 from godwit.migrate import convergence, lanes, leaving
 from godwit.migrate.convergence import Round
@@ -136,14 +137,19 @@ class Copying:
         return self.stream.channel.bytes_sent + self.lanes.bytes_sent
 
     def last(self, tree: TreeView, captured: Capture) -> None:
-        """Send all that the destination lacks of the frozen tree."""
+        """Send all that the destination lacks of the frozen tree.
+
+        Raises:
+            RefusedError: See `_refuse_guards`.
+        """
+        self._refuse_guards(tree, captured)
         for index, process in enumerate(_living(tree)):
             changes = self._last_changes(process, captured.sources[index], [])
             self._drop(index, changes.gone)
             self._send_process(index, process.pid, changes.dirty)
         self._last_objects(captured)
 
-    def give_up_dense(self, tree: TreeView) -> None:
+    def give_up_dense(self, tree: TreeView, shape: OutlineEntry) -> None:
         """Give up, before a freeze, what so much is being written to that it has to go over again anyway.
 
         To drop it at the destination takes 60 ms for a GiB, and to look closer at it here nearly as long.
@@ -152,13 +158,20 @@ class Copying:
             tracked = self.watch.of(process)
             if tracked is None:
                 continue
+            known = pages.spans_of(shape.spaces[index].vmas)
             dense = ranges.intersect(leaving.dense(tracked.written()), anonymous_of(process))
+            dense = ranges.intersect(dense, ranges.union(known))
             if dense:
                 self.stream.drop((index, 0), dense)
-                tracked.forget(dense)
+                tracked.give_up(dense)
 
     def last_in_part(self, tree: TreeView, captured: Capture, along_pages: int) -> dict[int, Left]:
-        """Send what must go along with the frozen tree; return what stays behind, by index of the process."""
+        """Send what must go along with the frozen tree; return what stays behind, by index of the process.
+
+        Raises:
+            RefusedError: See `_refuse_guards`.
+        """
+        self._refuse_guards(tree, captured)
         left: dict[int, Left] = {}
         for index, process in enumerate(_living(tree)):
             entry, source = captured.tree.processes[index], captured.sources[index]
@@ -177,6 +190,14 @@ class Copying:
             self._send_process(index, process.pid, own)
         self._last_objects(captured)
         return left
+
+    def _refuse_guards(self, tree: TreeView, captured: Capture) -> None:
+        """Refuse guard pages that a program has made meanwhile: they show in no list of mappings."""
+        for index, process in enumerate(_living(tree)):
+            tracked = self.watch.of(process)
+            found = tracked.guarded(captured.sources[index].spans) if tracked is not None else None
+            if found is not None:
+                raise RefusedError([plan.guard_refusal(f"pid {process.pid}")])
 
     def _wholesale(self, process: ProcessView, entry: ProcessEntry) -> list[Range]:
         """Return the ranges of which the destination has nothing worth keeping."""

@@ -19,6 +19,7 @@ from godwit.engine.ranges import Range, RangeSet
 from godwit.errors import ImageError, MigrationError, Survivor
 from godwit.images import codec
 from godwit.linux import pagemap
+from godwit.log import log
 from godwit.migrate import faults
 from godwit.migrate.channel import Channel, Closed
 from godwit.migrate.entries import CreditEntry, DrainedEntry, ErrorEntry, error_from
@@ -190,7 +191,11 @@ class PageServer:
     def _send(self, index: int, runs: Sequence[Range]) -> None:
         """Send pages. One that is not there reads as zeroes, and is."""
         view = memoryview(self.buffer)
-        length = pages.read_frozen(self.left[index].pid, runs, view)
+        left = self.left[index]
+        try:
+            length = pages.read_frozen(left.pid, runs, view)
+        except OSError:
+            length = _read_singly(left, runs, view)
         self.channel.send(FrameKind.PAGES, frames.pages_head(index, 0, runs), view[:length])
         self._sent += 1
         self.pages += length // PAGE_SIZE
@@ -199,3 +204,24 @@ class PageServer:
     def _present(left: Left, start: int, end: int) -> bool:
         found = pagemap.scan_present(left.table.number, start, end, written=False, protect=False)
         return any(own for _, _, own in found)
+
+
+def _read_singly(left: Left, runs: Sequence[Range], into: memoryview) -> int:
+    """Read page by page; a guard page, made in the last moment, stays zero.
+
+    The tree runs elsewhere by now, and must not wait for ever for what lies behind it. Whatever else cannot
+    be read is no page of zeroes, but the error that it is.
+    """
+    at = 0
+    for start, end in runs:
+        for page in range(start, end, PAGE_SIZE):
+            part = into[at : at + PAGE_SIZE]
+            try:
+                pages.read_frozen(left.pid, [(page, page + PAGE_SIZE)], part)
+            except OSError:
+                if not pagemap.has_guard_pages(left.table.number, page, page + PAGE_SIZE):
+                    raise
+                log.warning("a guard page at %#x of pid %d is a page of zeroes where it runs", page, left.pid)
+                part[:] = bytes(PAGE_SIZE)
+            at += PAGE_SIZE
+    return at

@@ -9,11 +9,11 @@ import time
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-from godwit.engine import missing
+from godwit.engine import missing, plan
 from godwit.engine.view import TreeView
 from godwit.errors import MigrationError, RefusedError, Survivor
 from godwit.images import codec
-from godwit.migrate import agreeing, convergence, faults, lanes
+from godwit.migrate import agreeing, carried, convergence, faults, lanes
 from godwit.migrate import copying as copying_of
 from godwit.migrate.channel import Channel
 from godwit.migrate.convergence import Decision, Limits, Round, Step, Strategy
@@ -54,6 +54,8 @@ class Rounds:
             faults.at(ROLE, "round")
             decision = self._decide(tree)
         self.copying.lanes.finish()
+        carried.check_users(tree, self.move.carried)
+        plan.obey_newcomers(tree)
         if decision.step is Step.GIVE_UP:
             raise MigrationError(
                 f"the move was undone: {decision.why}",
@@ -68,7 +70,8 @@ class Rounds:
             self._forget_advice()
             tree = agreeing.agree(self.move, self.channel)
         if decision.step is Step.HYBRID:
-            self.copying.give_up_dense(tree)
+            assert self.move.told is not None
+            self.copying.give_up_dense(tree, self.move.told[0])
             self._synchronise(len(self.done))
         return decision
 

@@ -21,7 +21,7 @@ from godwit.engine.view import TreeView
 from godwit.errors import GodwitError, MigrationError, Refusal, RefusedError, Survivor
 from godwit.images import codec
 from godwit.log import log
-from godwit.migrate import agreeing, apart, commit, faults, journal, lanes, outfile, sending, settle
+from godwit.migrate import agreeing, apart, carried, commit, faults, journal, lanes, outfile, sending, settle
 from godwit.migrate import copying as copying_of
 from godwit.migrate.apart import Line
 from godwit.migrate.channel import Channel, Closed
@@ -259,6 +259,7 @@ def _move_frozen(
         agreeing.agree(move, channel)
         tree = view.look(move.pid, move.memory)
     machine = capture.machine_now(move.machine, tree)
+    move.carried = carried.still(tree, move.carried)
     captured = capture.capture(frozen, tree, machine)
     faults.at(ROLE, "captured")
     move.lap("capture")

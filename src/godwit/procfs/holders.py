@@ -9,10 +9,11 @@ from godwit.procfs import stat, tasks
 from godwit.types import Fd, Pid
 
 MEMFD = "/memfd:"
+_DELETED = " (deleted)"
 
 
 def list_nameless(excepted: Collection[Pid]) -> dict[str, tuple[tuple[Pid, Fd], ...]]:
-    """List what all processes but the excepted have open, by link; only links that name no path."""
+    """List what all processes but the excepted have open, by link; only links that lead to no path."""
     found: dict[str, list[tuple[Pid, Fd]]] = defaultdict(list)
     for pid in tasks.list_pids():
         if pid in excepted:
@@ -22,7 +23,7 @@ def list_nameless(excepted: Collection[Pid]) -> dict[str, tuple[tuple[Pid, Fd], 
         except (ProcessLookupError, PermissionError):
             continue
         for fd, link in links.items():
-            if not link.startswith("/") or link.startswith(MEMFD):
+            if not link.startswith("/") or link.startswith(MEMFD) or link.endswith(_DELETED):
                 found[link].append((pid, fd))
     return {link: tuple(slots) for link, slots in found.items()}
 

@@ -134,10 +134,17 @@ def punch_hole(fd: Fd, start: int, length: int) -> None:
     abi.syscall("fallocate", fd, _PUNCH_HOLE, start, length)
 
 
+def write(fd: Fd, data: memoryview, start: int) -> None:
+    """Write all of the data. A full disk takes a part of it without a word; the next call raises OSError."""
+    done = 0
+    while done < len(data):
+        done += os.pwrite(fd, data[done:], start + done)
+
+
 def write_zeroes(fd: Fd, start: int, length: int) -> None:
-    """Write zeroes, as data and not as a hole."""
+    """Write zeroes, as data and not as a hole. Raises OSError."""
     for at in range(start, start + length, len(_ZEROES)):
-        os.pwrite(fd, _ZEROES[: start + length - at], at)
+        write(fd, memoryview(_ZEROES)[: start + length - at], at)
 
 
 def _set_attributes(entry: ObjectEntry, fd: Fd) -> None:
@@ -148,7 +155,7 @@ def _set_attributes(entry: ObjectEntry, fd: Fd) -> None:
 
 def seal(entry: ObjectEntry, fd: Fd) -> None:
     """Seal a memfd as it was. After its content came, and before the program may use it."""
-    if entry.kind is ObjectKind.MEMFD and entry.seals and entry.seals != _F_SEAL_SEAL:
+    if entry.kind is ObjectKind.MEMFD and entry.seals & ~fcntl.fcntl(fd, F_GET_SEALS):
         fcntl.fcntl(fd, F_ADD_SEALS, entry.seals)
 
 
