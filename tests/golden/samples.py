@@ -52,6 +52,7 @@ def kinds() -> dict[str, Any]:
         "abort": entries.ErrorEntry,
         "query": entries.QueryEntry,
         "answer": entries.AnswerEntry,
+        "lane": entries.LaneEntry,
     }
     for kind in registry.KINDS:
         if dataclasses.fields(kind.entry):  # those that no image holds have none

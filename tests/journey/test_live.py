@@ -166,6 +166,15 @@ def test_a_line_is_not_used_more_than_allowed(live: Live, strategy: str) -> None
     live.finish(program)
 
 
+@pytest.mark.parametrize("strategy", ["precopy", "hybrid", "auto"])
+def test_memory_goes_over_several_lines(live: Live, strategy: str) -> None:
+    program = live.start("writer_c", ("mib=128", "rate=50"))
+    for destination in "ba":
+        report = move_by(live, program, strategy, destination, "--connections", "3")
+        assert report["bytes_sent"] > 120 << 20
+    live.finish(program)
+
+
 # --- interrupts -----------------------------------------------------------------------------------
 
 

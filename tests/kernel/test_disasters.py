@@ -72,6 +72,9 @@ class Silence:
     def fileno(self) -> int:
         return -1
 
+    def cut(self) -> None:
+        pass
+
     def close(self) -> None:
         pass
 

@@ -58,6 +58,9 @@ class Tape:
     def fileno(self) -> int:
         return -1
 
+    def cut(self) -> None:
+        pass
+
     def close(self) -> None:
         """Do nothing."""
 

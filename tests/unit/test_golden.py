@@ -50,6 +50,7 @@ FRAME_NUMBERS = {
     "CREDIT": 22,
     "DRAINED": 23,
     "RESUME": 24,
+    "LANE": 25,
 }
 FILE_TAGS = {
     "file": 1,

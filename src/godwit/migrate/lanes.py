@@ -41,10 +41,10 @@ def connections(options: Options, cpus_there: int) -> int:
 
     Each takes a core at either end, and the program wants some too. A limited line has no need of more.
     """
-    if options.connections is not None:
-        return min(options.connections, LIMIT)
     if options.bandwidth_bytes_per_s is not None:
         return 1
+    if options.connections is not None:
+        return min(options.connections, LIMIT)
     return max(1, min((os.cpu_count() or 1) // 2, cpus_there // 2, LIMIT // 2))
 
 
