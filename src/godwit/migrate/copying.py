@@ -53,6 +53,7 @@ class Copying:
     _sums: dict[int, Sums] = field(default_factory=dict[int, Sums])
     _objects: dict[int, ObjectEntry] = field(default_factory=dict[int, ObjectEntry])  # as they are there
     _begun: bool = False
+    _direct: set[Pid] = field(default_factory=set[Pid])  # who was known to read with O_DIRECT
 
     def close(self) -> None:
         """End the watch over the program, and close the lanes."""
@@ -79,6 +80,7 @@ class Copying:
     def round(self, tree: TreeView, shape: OutlineEntry) -> None:
         """Send what the destination lacks, while the program runs on. The destination has this shape."""
         self.watch.update(tree.root.pid, tree.processes, tree.gadgets_of)
+        self._doubt_direct(tree)
         for index, tracked, changes in self._scanned(tree, shape):
             self._send_living(index, tracked, changes)
         sizes = {entry.object_id: entry.size_bytes for entry in shape.objects}
@@ -143,6 +145,7 @@ class Copying:
             RefusedError: See `_refuse_guards`.
         """
         self._refuse_guards(tree, captured)
+        self._doubt_direct(tree)
         for index, process in enumerate(_living(tree)):
             changes = self._last_changes(process, captured.sources[index], [])
             self._drop(index, changes.gone)
@@ -172,6 +175,7 @@ class Copying:
             RefusedError: See `_refuse_guards`.
         """
         self._refuse_guards(tree, captured)
+        self._doubt_direct(tree)
         left: dict[int, Left] = {}
         for index, process in enumerate(_living(tree)):
             entry, source = captured.tree.processes[index], captured.sources[index]
@@ -190,6 +194,21 @@ class Copying:
             self._send_process(index, process.pid, own)
         self._last_objects(captured)
         return left
+
+    def _doubt_direct(self, tree: TreeView) -> None:
+        """Have everything told again of a process that has only now begun to read with O_DIRECT.
+
+        The last scan was made while it ran, and may have protected what a device was just writing: see
+        `_still`.
+        """
+        now = {
+            pid for file in tree.files if file.info.flags & os.O_DIRECT for pid, _ in file.holders
+        } - self._direct
+        for process in _living(tree):
+            tracked = self.watch.of(process) if process.pid in now else None
+            if tracked is not None:
+                tracked.forget(tracked.covered)
+        self._direct |= now
 
     def _refuse_guards(self, tree: TreeView, captured: Capture) -> None:
         """Refuse guard pages that a program has made meanwhile: they show in no list of mappings."""

@@ -9,7 +9,7 @@ import time
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-from godwit.engine import missing, plan
+from godwit.engine import flushing, missing, plan
 from godwit.engine.view import TreeView
 from godwit.errors import MigrationError, RefusedError, Survivor
 from godwit.images import codec
@@ -56,6 +56,7 @@ class Rounds:
         self.copying.lanes.finish()
         carried.check_users(tree, self.move.carried)
         plan.obey_newcomers(tree)
+        flushing.flush_shared(tree)
         if decision.step is Step.GIVE_UP:
             raise MigrationError(
                 f"the move was undone: {decision.why}",

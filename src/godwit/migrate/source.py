@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from godwit import __version__
-from godwit.engine import capture, freeze, missing, ownpages, plan, view
+from godwit.engine import capture, flushing, freeze, missing, ownpages, plan, view
 from godwit.engine.capture import Capture
 from godwit.engine.freeze import FrozenTree
 from godwit.engine.view import TreeView
@@ -260,6 +260,7 @@ def _move_frozen(
         tree = view.look(move.pid, move.memory)
     machine = capture.machine_now(move.machine, tree)
     move.carried = carried.still(tree, move.carried)
+    flushing.flush_shared(tree)
     captured = capture.capture(frozen, tree, machine)
     faults.at(ROLE, "captured")
     move.lap("capture")
