@@ -7,7 +7,6 @@ content goes along.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import stat
 from collections.abc import Mapping, Sequence
@@ -15,7 +14,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from godwit.errors import Refusal
-from godwit.linux import abi
+from godwit.linux import getdents
 from godwit.resources import objects, pathfile
 from godwit.resources.base import Disposition, FileKind, Finding, OpenFile, RestoreContext, Tree
 from godwit.resources.pathfile import PathFileEntry
@@ -26,7 +25,6 @@ O_PATH: Final = os.O_PATH
 # open(2) acts on these only at the moment of opening.
 _ONCE: Final = os.O_CREAT | os.O_EXCL | os.O_TRUNC | os.O_NOCTTY
 _LARGEFILE: Final = 0o100000
-_ENTRIES_BYTES: Final = 4096
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,18 +139,11 @@ def restore(entry: RegularEntry, context: RestoreContext) -> Mapping[FileId, Own
     with fd:
         if not flags & O_PATH and entry.offset:
             if stat.S_ISDIR(os.fstat(fd.number).st_mode):
-                _begin_to_read(fd.number)
+                # ext4 remembers in an open directory where it was read first. If that is its end, it stays
+                # there: rewound, it seems to be empty.
+                getdents.read_some(fd.number)
             os.lseek(fd.number, entry.offset, os.SEEK_SET)
         return {entry.file_id: fd.release()}
-
-
-def _begin_to_read(directory: Fd) -> None:
-    """Have the kernel begin to read a directory at its start.
-
-    ext4 remembers in an open directory where it was read first. If that is its end, it stays there: rewound,
-    it seems to be empty.
-    """
-    abi.syscall("getdents64", directory, (ctypes.c_char * _ENTRIES_BYTES)(), _ENTRIES_BYTES)
 
 
 KIND = FileKind(
