@@ -18,7 +18,7 @@ from godwit.linux import getdents
 from godwit.resources import objects, pathfile
 from godwit.resources.base import Disposition, FileKind, Finding, OpenFile, RestoreContext, Tree
 from godwit.resources.pathfile import PathFileEntry
-from godwit.types import Fd, FileId, OwnedFd
+from godwit.types import FileId, OwnedFd
 
 _DELETED: Final = " (deleted)"
 O_PATH: Final = os.O_PATH
