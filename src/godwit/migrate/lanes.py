@@ -114,17 +114,20 @@ class Lanes:
     bytes_sent: int = 0
 
     def open(self, count: int, migration: str, connect: Callable[[], Channel]) -> None:
-        """Open so many connections. Raises GodwitError or OSError when one cannot be had."""
+        """Open so many connections; fewer, and GodwitError or OSError is raised, when one cannot be had."""
         from godwit.wire.packing import Packer
 
         for number in range(1, count + 1):
             channel = connect()
-            self._lanes.append(_Lane(channel, PageStream(channel, buffer_of_pages())))
-            channel.open_stream()
-            channel.send(FrameKind.LANE, codec.encode(LaneEntry(migration=migration, number=number)))
-            channel.accept_stream()
-            channel.expect(FrameKind.LANE)
-            self._lanes[-1].stream.packer = Packer(link_bytes_per_s=None, copies=False)
+            with contextlib.ExitStack() as undo:
+                undo.callback(channel.close)
+                channel.open_stream()
+                channel.send(FrameKind.LANE, codec.encode(LaneEntry(migration=migration, number=number)))
+                channel.accept_stream()
+                channel.expect(FrameKind.LANE)
+                undo.pop_all()
+            packer = Packer(link_bytes_per_s=None, copies=False)
+            self._lanes.append(_Lane(channel, PageStream(channel, buffer_of_pages(), packer)))
 
     def __bool__(self) -> bool:
         return bool(self._lanes)

@@ -11,8 +11,9 @@ from typing import Final
 
 from godwit.engine import flushing, missing, plan
 from godwit.engine.view import TreeView
-from godwit.errors import MigrationError, RefusedError, Survivor
+from godwit.errors import GodwitError, MigrationError, RefusedError, Survivor
 from godwit.images import codec
+from godwit.log import log
 from godwit.migrate import agreeing, carried, convergence, faults, lanes
 from godwit.migrate import copying as copying_of
 from godwit.migrate.channel import Channel
@@ -80,7 +81,13 @@ class Rounds:
         move = self.move
         count = lanes.connections(move.options, move.cpus_there) - 1
         if count and LANES in move.features and tree.private_bytes >= lanes.WORTH_BYTES:
-            self.copying.lanes.open(count, move.migration, move.connect)
+            try:
+                self.copying.lanes.open(count, move.migration, move.connect)
+            except (GodwitError, OSError) as error:
+                if move.options.connections is not None:
+                    raise
+                # Nobody asked for them: who lets one connection in may turn the next away.
+                log.info("memory goes over fewer connections: %s", error)
 
     def _decide(self, tree: TreeView) -> Decision:
         self.decision = convergence.decide(self.move.options.strategy, self.done, self._limits(tree))
