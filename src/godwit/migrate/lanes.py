@@ -26,6 +26,7 @@ from godwit.migrate.entries import LaneEntry
 from godwit.migrate.filling import Filling, Ground
 from godwit.migrate.options import Options
 from godwit.migrate.pagestream import Owner, PageStream, Read, buffer_of_pages
+from godwit.migrate.patience import Patience
 from godwit.types import OwnedFd
 from godwit.wire.frames import FrameKind
 
@@ -113,7 +114,9 @@ class Lanes:
     pages: int = 0  # that went over them
     bytes_sent: int = 0
 
-    def open(self, count: int, migration: str, connect: Callable[[], Channel]) -> None:
+    def open(
+        self, count: int, migration: str, connect: Callable[[], Channel], patience: Patience | None = None
+    ) -> None:
         """Open so many connections; fewer, and GodwitError or OSError is raised, when one cannot be had."""
         from godwit.wire.packing import Packer
 
@@ -121,10 +124,13 @@ class Lanes:
             channel = connect()
             with contextlib.ExitStack() as undo:
                 undo.callback(channel.close)
+                channel.patience = patience
                 channel.open_stream()
                 channel.send(FrameKind.LANE, codec.encode(LaneEntry(migration=migration, number=number)))
                 channel.accept_stream()
                 channel.expect(FrameKind.LANE)
+                # From here on it is another thread's, and patience the main thread's.
+                channel.patience = None
                 undo.pop_all()
             packer = Packer(link_bytes_per_s=None, copies=False)
             self._lanes.append(_Lane(channel, PageStream(channel, buffer_of_pages(), packer)))

@@ -82,7 +82,7 @@ class Rounds:
         count = lanes.connections(move.options, move.cpus_there) - 1
         if count and LANES in move.features and tree.private_bytes >= lanes.WORTH_BYTES:
             try:
-                self.copying.lanes.open(count, move.migration, move.connect)
+                self.copying.lanes.open(count, move.migration, move.connect, move.patience)
             except (GodwitError, OSError) as error:
                 if move.options.connections is not None:
                     raise
