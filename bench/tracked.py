@@ -134,7 +134,7 @@ def _speed_while_watched(toucher: _Toucher, watched: _Watched) -> _Speed:
     """Measure it while it is scanned at even intervals, from the first protection to the last scan."""
     with contextlib.closing(Watch()) as watch:
         process = view.look(toucher.pid, view.Memory()).root
-        watch.update(toucher.pid, [process])
+        watch.update(toucher.pid, [process], lambda _: None)
         tracked = watch.of(process)
         assert tracked is not None
         spans, backed = tracking.spans_of(process), tracking.backed_of(process)
