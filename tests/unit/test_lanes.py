@@ -160,6 +160,22 @@ def test_a_lane_that_breaks_ends_the_move() -> None:
     assert raised.value.survivor is Survivor.SOURCE
 
 
+def test_what_fails_in_a_lane_fails_the_move() -> None:
+    first, _ = pair()
+    lane, theirs = pair()
+    ours = Lanes()
+    theirs.open_stream()
+    theirs.send(FrameKind.LANE)
+    ours.open(1, MOVE, lambda: lane)
+
+    def broken(runs: Sequence[Range], into: memoryview) -> tuple[Sequence[Range], int]:
+        raise ValueError((runs, len(into)))
+
+    # Pages that were never sent must not count as sent.
+    with contextlib.closing(ours), pytest.raises(ValueError):  # noqa: PT011
+        ours.send(Idle(first, buffer_of_pages()), (0, 0), groups(CHUNK_PAGES), broken)
+
+
 def test_a_lane_that_stalls_is_not_waited_for_when_the_user_gives_up() -> None:
     asked = threading.Event()
 

@@ -80,7 +80,7 @@ class _Lane:
 
     channel: Channel
     stream: PageStream
-    error: OSError | ImageError | None = None
+    error: BaseException | None = None
 
     def run(self, share: _Share, owner: Owner, read: Read) -> None:
         """Send from the share until it is empty; return when all of it is in place."""
@@ -88,7 +88,7 @@ class _Lane:
             self.stream.send(owner, share, read)
             self.channel.send(FrameKind.ROUND)
             self.channel.expect(FrameKind.ROUND)
-        except (OSError, ImageError) as error:
+        except BaseException as error:  # noqa: BLE001  # carried to the main thread, not swallowed
             self.error = error
             share.stop()
 
@@ -97,7 +97,7 @@ class _Lane:
         try:
             self.stream.end()
             self.channel.expect(FrameKind.END)
-        except (OSError, ImageError) as error:
+        except BaseException as error:  # noqa: BLE001  # carried to the main thread, not swallowed
             self.error = error
 
 
@@ -184,6 +184,8 @@ class Lanes:
             for thread in threads:
                 thread.join()
         for lane in self._lanes:
+            if lane.error is not None and not isinstance(lane.error, OSError | ImageError):
+                raise lane.error
             if lane.error is not None:
                 raise MigrationError(
                     f"a further connection broke ({lane.error})",
