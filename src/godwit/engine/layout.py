@@ -86,7 +86,7 @@ def _removed(pid: Pid, name: str) -> Refusal | None:
     proc_path = f"/proc/{pid}/{name}"
     target = os.readlink(proc_path)
     # A file really called so has its names; a removed directory has none.
-    if not target.endswith(" (deleted)") or os.stat(proc_path).st_nlink > 0:
+    if not target.endswith(maps.DELETED) or os.stat(proc_path).st_nlink > 0:
         return None
     return Refusal(
         what=f"{name} {target}",

@@ -18,7 +18,7 @@ from godwit.engine import freeze, openfiles
 from godwit.errors import NoProcessError
 from godwit.procfs import holders, maps, stat, status, tasks
 from godwit.procfs.holders import MEMFD
-from godwit.procfs.maps import Mapping
+from godwit.procfs.maps import DELETED, Mapping
 from godwit.procfs.stat import TaskStat
 from godwit.procfs.status import TaskStatus
 from godwit.resources import pathfile, regular
@@ -33,7 +33,6 @@ Result = TypeVar("Result")
 _LOOKS = 20
 # EIO: memory of an address space that an exec has replaced.
 _VANISHED = (errno.ENOENT, errno.ESRCH, errno.EBADF, errno.EIO)
-_DELETED = " (deleted)"
 _TRACKED = "uw"  # of VmFlags: userfaultfd write protection
 _SHARED_ANONYMOUS = "/dev/zero (deleted)"
 
@@ -328,7 +327,7 @@ def _memory_objects(tree: TreeView) -> dict[tuple[int, int], MemoryObject]:
 
 def _objects_of_files(tree: TreeView) -> Iterator[tuple[ObjectKind, str, str]]:
     for file in tree.files:
-        name = file.link.removesuffix(_DELETED)
+        name = file.link.removesuffix(DELETED)
         if file.link.startswith(MEMFD):
             yield ObjectKind.MEMFD, name[len(MEMFD) :], file.proc_path()
         elif stat_module.S_ISREG(file.mode) and regular.claims(file) and regular.nameless(file):
@@ -349,10 +348,10 @@ def _objects_of_mappings(tree: TreeView) -> Iterator[tuple[ObjectKind, str, str]
             if kind is None and (status_.st_dev, status_.st_ino) in carried:
                 yield ObjectKind.CARRIED_FILE, mapping.path, path
             elif kind is ObjectKind.MEMFD:
-                yield kind, mapping.path.removesuffix(_DELETED)[len(MEMFD) :], path
+                yield kind, mapping.path.removesuffix(DELETED)[len(MEMFD) :], path
             elif kind is ObjectKind.SHARED_ANONYMOUS or (kind and not status_.st_nlink):
                 # A file really called "... (deleted)" has its name.
-                yield kind, mapping.path.removesuffix(_DELETED), path
+                yield kind, mapping.path.removesuffix(DELETED), path
 
 
 def map_file(pid: Pid, mapping: Mapping) -> str:

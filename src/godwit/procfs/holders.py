@@ -6,10 +6,10 @@ from collections import defaultdict
 from collections.abc import Collection
 
 from godwit.procfs import stat, tasks
+from godwit.procfs.maps import DELETED
 from godwit.types import Fd, Pid
 
 MEMFD = "/memfd:"
-_DELETED = " (deleted)"
 
 
 def list_nameless(excepted: Collection[Pid]) -> dict[str, tuple[tuple[Pid, Fd], ...]]:
@@ -23,7 +23,7 @@ def list_nameless(excepted: Collection[Pid]) -> dict[str, tuple[tuple[Pid, Fd], 
         except (ProcessLookupError, PermissionError):
             continue
         for fd, link in links.items():
-            if not link.startswith("/") or link.startswith(MEMFD) or link.endswith(_DELETED):
+            if not link.startswith("/") or link.startswith(MEMFD) or link.endswith(DELETED):
                 found[link].append((pid, fd))
     return {link: tuple(slots) for link, slots in found.items()}
 

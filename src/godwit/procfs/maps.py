@@ -15,7 +15,8 @@ from dataclasses import dataclass, replace
 from godwit.procfs import source
 from godwit.types import Pid
 
-_DELETED = " (deleted)"
+DELETED = " (deleted)"
+"""What /proc appends to the path of a file whose name is gone. A file may really be called so."""
 _READS = 20
 _HEADER = re.compile(r"[0-9a-f]+-[0-9a-f]+ ")
 _PERMS = re.compile(r"[r-][w-][x-][ps]")
@@ -69,7 +70,7 @@ class Mapping:
     @property
     def deleted(self) -> bool:
         """Whether the file has lost its name. A file really named so looks the same."""
-        return self.path.endswith(_DELETED)
+        return self.path.endswith(DELETED)
 
 
 def _parse_line(line: str, file: str) -> Mapping:

@@ -9,10 +9,9 @@ import tempfile
 from dataclasses import dataclass
 
 from godwit.errors import DestinationError, ImageError
+from godwit.procfs.maps import DELETED
 from godwit.resources.base import OpenFile
 from godwit.types import OwnedFd
-
-_DELETED = " (deleted)"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,7 +29,7 @@ def collect(file: OpenFile) -> Fifo:
     """Note the name."""
     state = os.stat(file.proc_path())
     return Fifo(
-        path=os.fsencode(file.link.removesuffix(_DELETED) if state.st_nlink == 0 else file.link),
+        path=os.fsencode(file.link.removesuffix(DELETED) if state.st_nlink == 0 else file.link),
         deleted=state.st_nlink == 0,
         mode=stat.S_IMODE(state.st_mode),
         uid=state.st_uid,

@@ -15,12 +15,12 @@ from typing import Final
 
 from godwit.errors import Refusal
 from godwit.linux import getdents
+from godwit.procfs.maps import DELETED
 from godwit.resources import objects, pathfile
 from godwit.resources.base import Disposition, FileKind, Finding, OpenFile, RestoreContext, Tree
 from godwit.resources.pathfile import PathFileEntry
 from godwit.types import FileId, OwnedFd
 
-_DELETED: Final = " (deleted)"
 O_PATH: Final = os.O_PATH
 # open(2) acts on these only at the moment of opening.
 _ONCE: Final = os.O_CREAT | os.O_EXCL | os.O_TRUNC | os.O_NOCTTY
@@ -56,7 +56,7 @@ def claims(file: OpenFile) -> bool:
 
 def nameless(file: OpenFile) -> bool:
     """Tell whether the file lost a name. A file really called so has all of its names."""
-    if not file.link.endswith(_DELETED):
+    if not file.link.endswith(DELETED):
         return False
     found = os.stat(file.proc_path())
     with contextlib.suppress(OSError):
