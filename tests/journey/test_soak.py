@@ -1,6 +1,7 @@
 """Moves without end, back and forth, by strategies at random: what goes wrong once in a thousand times.
 
-`GODWIT_SOAK_MOVES`, `GODWIT_SOAK_REDIS_MOVES` and `GODWIT_SOAK_SEED` make a run shorter, longer or the same.
+`GODWIT_SOAK_MOVES`, `GODWIT_SOAK_REDIS_MOVES` and `GODWIT_SOAK_SEED` make a run shorter, longer or the same;
+`GODWIT_SOAK_PROGRAM` names the only one to be moved.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import os
 import random
 import secrets
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,7 @@ PROGRAMS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("threads_c", ()),
     ("memory_c", ()),
 )
+ONLY = os.environ.get("GODWIT_SOAK_PROGRAM")
 
 
 @pytest.fixture
@@ -70,17 +72,19 @@ class Soak:
         self.strategies.append(strategy)
         self.live.words = (*STRATEGIES[strategy], *words)
         destination = "a" if program.node == "b" else "b"
-        with context(f"move {len(self.strategies)} of all, {program.moves + 1} of {self.what(program)}"):
+        with context(lambda: f"move {len(self.strategies)}, {program.moves + 1} of {self.what(program)}"):
             self.live.move(program, destination)
 
     def finish(self, program: Program) -> None:
-        with context(f"the verdict after {len(self.strategies)} moves, the last of {self.what(program)}"):
+        with context(lambda: f"the verdict after {len(self.strategies)} moves of {self.what(program)}"):
             self.live.finish(program)
 
     def what(self, program: Program) -> str:
         """Name a program and how it was moved lately, oldest first."""
         lately = self.strategies[-min(program.moves + 1, 6) :]
-        return f"{program.running.workload.name} by {', '.join(lately)}; GODWIT_SOAK_SEED={SEED}"
+        verdict = program.running.result()
+        said = f"; it says {verdict.text!r}" if verdict else ""
+        return f"{program.running.workload.name} by {', '.join(lately)}; GODWIT_SOAK_SEED={SEED}{said}"
 
     def summary(self) -> str:
         counts = {name: self.strategies.count(name) for name in STRATEGIES}
@@ -88,20 +92,21 @@ class Soak:
 
 
 @contextlib.contextmanager
-def context(note: str) -> Iterator[None]:
-    """Add a note to whatever is raised in the block."""
+def context(note: Callable[[], str]) -> Iterator[None]:
+    """Add a note, made then, to whatever is raised in the block."""
     try:
         yield
     except Exception as error:
-        error.add_note(note)
+        error.add_note(note())
         raise
 
 
 def test_programs_that_are_moved_a_thousand_times_acquit(live: Live) -> None:
     soak = Soak(live)
     programs = 0
+    chosen = [each for each in PROGRAMS if ONLY in (None, each[0])]
     while len(soak.strategies) < MOVES:
-        name, options = PROGRAMS[programs % len(PROGRAMS)]
+        name, options = chosen[programs % len(chosen)]
         programs += 1
         program = live.start(name, options)
         for _ in range(min(MOVES_OF_ONE, MOVES - len(soak.strategies))):
