@@ -23,6 +23,7 @@ from godwit.linux import abi, kcmp
 from godwit.procfs import fdinfo
 from godwit.resources.base import FileKind, OpenFile
 from godwit.resources.pathfile import PathFileEntry
+from godwit.resources.roots import OURS
 from godwit.types import Fd, FileId, OwnedFd, Pid
 
 
@@ -136,6 +137,7 @@ class Builder:
     """What a restore may ask for; holds what was restored and closes it."""
 
     inner_pid = Pid(1)
+    root = OURS
 
     def __init__(self, objects: Mapping[int, OwnedFd] | None = None) -> None:
         self.files: dict[FileId, OwnedFd] = {}

@@ -25,6 +25,7 @@ from godwit.resources import fdtable, objects, signals
 from godwit.resources.base import FileKind
 from godwit.resources.outline import outline_of
 from godwit.resources.process import ProcessEntry, ProcessState, TreeEntry
+from godwit.resources.roots import Root
 from godwit.tracee import calls
 from godwit.tracee.task import Tracee
 from godwit.types import Fd, FileId, OwnedFd, Pid
@@ -60,7 +61,7 @@ class Builder(Groundwork):
         for process in tree.processes:
             stub = self.family.stubs[process.identity.pid]
             stub.workshop.trap_signal = calls.free_trap_signal(_waiting_signals(process))
-            with OpenPaths(outline_of(tree)) as paths:
+            with OpenPaths(outline_of(tree), self.root) as paths:
                 finish.process(stub, process, paths.open)
             # Its threads are all as its maker was.
             current = status.read(stub.pid)
@@ -264,6 +265,10 @@ class _FileContext:
     @property
     def files(self) -> Mapping[FileId, OwnedFd]:
         return self._builder.files
+
+    @property
+    def root(self) -> Root:
+        return self._builder.root
 
     def memory_object(self, object_id: int) -> OwnedFd:
         return self._builder.memory_object(object_id)

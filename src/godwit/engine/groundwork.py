@@ -23,6 +23,7 @@ from godwit.procfs import maps
 from godwit.resources import memory, objects
 from godwit.resources.objects import ObjectEntry
 from godwit.resources.outline import OutlineEntry, SpaceEntry
+from godwit.resources.roots import OURS, Root
 from godwit.tracee.calls import WORKSHOP_BYTES
 from godwit.tracee.task import Tracee
 from godwit.types import Fd, OwnedFd, Pid
@@ -37,6 +38,7 @@ class Groundwork:
     transfer: Transfer = field(default_factory=Transfer.open)
     family: Family | None = None
     shape: OutlineEntry | None = None
+    root: Root = OURS  # where the tree's names begin
     reshaped: bool = False  # mappings were changed since they were made
     postcopy: bool = False  # pages may come later: every process gets a userfaultfd
     uffds: dict[int, OwnedFd] = field(default_factory=dict[int, OwnedFd])  # by the tree's own pid
@@ -109,7 +111,7 @@ class Groundwork:
         self.family = Family(shape.identities, founder)
         raise_family(self.family, in_pod=self.in_pod)
         self._arm()
-        with OpenPaths(shape) as paths:
+        with OpenPaths(shape, self.root) as paths:
             self._make_objects(shape)
             by_pid = {identity.pid: identity for identity in shape.identities}
             for space_ in shape.spaces:
@@ -148,7 +150,7 @@ class Groundwork:
             self._arm()
             remade = self._make_objects(shape)
             before = {space_.pid: space_ for space_ in self.shape.spaces}
-            with OpenPaths(shape) as paths:
+            with OpenPaths(shape, self.root) as paths:
                 for space_ in shape.spaces:
                     if space_.pid in new:
                         stub = self.family.stubs[space_.pid]
@@ -182,7 +184,7 @@ class Groundwork:
                 objects.discard(*self.objects.pop(object_id))
         for entry in shape.objects:
             if entry.object_id not in self.objects:
-                self.objects[entry.object_id] = (entry, objects.restore(entry))
+                self.objects[entry.object_id] = (entry, objects.restore(entry, self.root))
         return remade
 
     def memory_object(self, object_id: int) -> OwnedFd:

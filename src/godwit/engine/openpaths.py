@@ -8,14 +8,16 @@ import os
 from godwit.errors import ImageError
 from godwit.resources import pathfile
 from godwit.resources.outline import OutlineEntry
+from godwit.resources.roots import Root
 from godwit.types import Fd
 
 
 class OpenPaths(contextlib.ExitStack):
     """The image's path files, opened when first asked for and closed at the end."""
 
-    def __init__(self, shape: OutlineEntry) -> None:
+    def __init__(self, shape: OutlineEntry, root: Root) -> None:
         super().__init__()
+        self._root = root
         self._shape = shape
         self._open: dict[tuple[int, int], Fd] = {}
 
@@ -32,6 +34,9 @@ class OpenPaths(contextlib.ExitStack):
         if key not in self._open:
             entry = self._shape.path_files[index]
             written = flags & os.O_ACCMODE == os.O_RDWR
-            fd = self.enter_context(pathfile.opened(entry, flags, written=written, what="mapped file"))
+            what = "mapped file"
+            fd = self.enter_context(
+                pathfile.opened(entry, flags, written=written, what=what, root=self._root)
+            )
             self._open[key] = fd.number
         return self._open[key]

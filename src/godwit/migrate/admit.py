@@ -17,6 +17,7 @@ from godwit.migrate.entries import HeaderEntry
 from godwit.procfs import cpuinfo, maps, stat, status
 from godwit.resources import limits, memory, pathfile, regular
 from godwit.resources.outline import DemandEntry, OutlineEntry, SpaceEntry
+from godwit.resources.roots import OURS, Root
 from godwit.types import PAGE_SIZE, Pid
 
 CAP_SYS_RESOURCE: Final = 24
@@ -107,6 +108,7 @@ def refusals(
     demand: DemandEntry,
     *,
     in_pod: bool,
+    root: Root = OURS,
     carry: set[bytes] | None = None,
     again: bool = False,
 ) -> Iterator[Refusal]:
@@ -137,11 +139,11 @@ def refusals(
             remedy="choose a machine with the same kernel build",
         )
     for index, file in enumerate(shape.path_files):
-        found = pathfile.find(file, written=index in demand.written, what="mapped file")
+        found = pathfile.find(file, written=index in demand.written, what="mapped file", root=root)
         if found is not None and not (index in demand.written and _carry(file, carry)):
             yield found
     for entry in demand.files:
-        found = regular.check(entry, running=True)
+        found = regular.check(entry, root=root, running=True)
         if found is not None and not (entry.writable and entry.file and _carry(entry.file, carry)):
             yield found
     yield from _resource_refusals(0 if again else header.private_bytes, demand)

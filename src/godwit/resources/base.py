@@ -16,6 +16,7 @@ from godwit.errors import Refusal, UnsupportedStateError
 from godwit.linux import pidfd
 from godwit.procfs.fdinfo import FdInfo
 from godwit.resources.pathfile import PathFileEntry
+from godwit.resources.roots import Root
 from godwit.types import Fd, FileId, OwnedFd, Pid
 
 _GONE = (errno.ESRCH, errno.ENOENT, errno.EBADF)
@@ -135,6 +136,11 @@ class RestoreContext(Protocol):
     @property
     def inner_pid(self) -> Pid:
         """The root of the tree, in its own pid namespace."""
+        ...
+
+    @property
+    def root(self) -> Root:
+        """Where the tree's names begin."""
         ...
 
     def memory_object(self, object_id: int) -> OwnedFd:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from godwit.errors import DestinationError, ImageError
 from godwit.resources.base import Disposition, FileKind, Finding, OpenFile, RestoreContext, Tree
+from godwit.resources.roots import Root
 from godwit.types import FileId, OwnedFd
 
 # By minor number; the major is 1, mem.
@@ -57,22 +58,22 @@ def collect(files: Sequence[OpenFile], tree: Tree) -> Sequence[DeviceEntry]:  # 
     ]
 
 
-def restore(entry: DeviceEntry, context: RestoreContext) -> Mapping[FileId, OwnedFd]:  # noqa: ARG001
+def restore(entry: DeviceEntry, context: RestoreContext) -> Mapping[FileId, OwnedFd]:
     """Open the same device here, under the program's own name for it if that leads there."""
     usual = _PATHS.get(entry.minor)
     if usual is None or entry.flags & ~_OPEN_FLAGS or b"\0" in entry.path:
         raise ImageError(f"device {entry.file_id} is ({_MAJOR}, {entry.minor}) with flags {entry.flags:#x}")
     for path in (entry.path, usual):
-        fd = _open(path, entry)
+        fd = _open(path, entry, context.root)
         if fd is not None:
             return {entry.file_id: fd}
     raise DestinationError(f"the destination has no {usual.decode()}", remedy="mount devtmpfs at /dev there")
 
 
-def _open(path: bytes, entry: DeviceEntry) -> OwnedFd | None:
+def _open(path: bytes, entry: DeviceEntry, root: Root) -> OwnedFd | None:
     """Open a path if it is the device. Opening another one could already do something: look first."""
     try:
-        with OwnedFd(os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)) as found:
+        with root.open(path, os.O_PATH | os.O_NOFOLLOW) as found:
             status = os.fstat(found.number)
             if not stat.S_ISCHR(status.st_mode) or status.st_rdev != os.makedev(_MAJOR, entry.minor):
                 return None

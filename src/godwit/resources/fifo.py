@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from godwit.errors import DestinationError, ImageError
 from godwit.procfs.maps import DELETED
 from godwit.resources.base import OpenFile
+from godwit.resources.roots import OURS, Root
 from godwit.types import OwnedFd
 
 
@@ -37,7 +38,7 @@ def collect(file: OpenFile) -> Fifo:
     )
 
 
-def open_both_ends(fifo: Fifo) -> tuple[OwnedFd, OwnedFd]:
+def open_both_ends(fifo: Fifo, root: Root = OURS) -> tuple[OwnedFd, OwnedFd]:
     """Open the fifo of that name, made if it is not there, for reading and for writing.
 
     Raises:
@@ -49,11 +50,12 @@ def open_both_ends(fifo: Fifo) -> tuple[OwnedFd, OwnedFd]:
         with tempfile.TemporaryDirectory(prefix="godwit-fifo-") as directory:
             path = os.path.join(os.fsencode(directory), os.path.basename(fifo.path) or b"fifo")
             _make(fifo, path)
-            return _open(path)
+            return _open(path, OURS)
     try:
-        with contextlib.suppress(FileExistsError):
-            _make(fifo, fifo.path)
-        return _open(fifo.path)
+        if not root.at_home:
+            with contextlib.suppress(FileExistsError):
+                _make(fifo, fifo.path)
+        return _open(fifo.path, root)
     except (FileNotFoundError, NotADirectoryError, PermissionError) as error:
         raise DestinationError(
             f"cannot open the fifo {os.fsdecode(fifo.path)}: {error.strerror}",
@@ -68,9 +70,9 @@ def _make(fifo: Fifo, path: bytes) -> None:
     os.chown(path, fifo.uid, fifo.gid)
 
 
-def _open(path: bytes) -> tuple[OwnedFd, OwnedFd]:
+def _open(path: bytes, root: Root) -> tuple[OwnedFd, OwnedFd]:
     # Looked at before it is opened: opening a device or a terminal can already do something.
-    with OwnedFd(os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)) as found:
+    with root.open(path, os.O_PATH | os.O_NOFOLLOW) as found:
         if not stat.S_ISFIFO(os.fstat(found.number).st_mode):
             raise DestinationError(
                 f"{os.fsdecode(path)} is no fifo at the destination", remedy="move that file out of the way"

@@ -22,6 +22,7 @@ from typing import Final
 
 from godwit.errors import DestinationError
 from godwit.linux import abi, mman
+from godwit.resources.roots import OURS, Root
 from godwit.types import PAGE_SIZE, Fd, OwnedFd, page_ceil, page_floor
 
 F_ADD_SEALS: Final = 1033
@@ -92,14 +93,16 @@ def data_runs(fd: Fd, size_bytes: int) -> Iterator[tuple[int, int]]:
         at, last = max(end, start + 1), beyond
 
 
-def restore(entry: ObjectEntry) -> OwnedFd:
+def restore(entry: ObjectEntry, root: Root = OURS) -> OwnedFd:
     """Make the object, of full size and still empty, open for reading and writing.
+
+    A name begins at `root`; one of a file brought along, at ours.
 
     Raises:
         DestinationError: There is no room, or no directory for a deleted file.
     """
     try:
-        fd = _make(entry)
+        fd = _make(entry, root)
         with contextlib.ExitStack() as guard:
             guard.enter_context(fd)
             os.ftruncate(fd.number, entry.size_bytes)
@@ -159,7 +162,7 @@ def seal(entry: ObjectEntry, fd: Fd) -> None:
         fcntl.fcntl(fd, F_ADD_SEALS, entry.seals)
 
 
-def _make(entry: ObjectEntry) -> OwnedFd:
+def _make(entry: ObjectEntry, root: Root) -> OwnedFd:
     match entry.kind:
         case ObjectKind.MEMFD:
             # A memfd made without MFD_ALLOW_SEALING carries F_SEAL_SEAL alone.
@@ -168,7 +171,7 @@ def _make(entry: ObjectEntry) -> OwnedFd:
         case ObjectKind.SHARED_ANONYMOUS:
             return _shared_anonymous(entry.size_bytes)
         case ObjectKind.DELETED_FILE:
-            return _nameless(entry)
+            return _nameless(entry, root)
         case ObjectKind.CARRIED_FILE:
             return _named(entry)
 
@@ -182,9 +185,8 @@ def _shared_anonymous(size_bytes: int) -> OwnedFd:
         return OwnedFd(os.open(path, os.O_RDWR | os.O_CLOEXEC))
 
 
-def _nameless(entry: ObjectEntry) -> OwnedFd:
-    flags = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
-    with OwnedFd(os.open(os.path.dirname(entry.name), flags)) as directory:
+def _nameless(entry: ObjectEntry, root: Root) -> OwnedFd:
+    with root.open(os.path.dirname(entry.name), os.O_PATH | os.O_DIRECTORY) as directory:
         try:
             path = f"/proc/self/fd/{directory.number}"
             return OwnedFd(os.open(path, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600))

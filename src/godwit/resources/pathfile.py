@@ -18,6 +18,7 @@ import xxhash
 from godwit.errors import Refusal, RefusedError
 from godwit.linux import elf, statfs
 from godwit.linux.statx import birth_ns
+from godwit.resources.roots import OURS, Root
 from godwit.types import Fd, OwnedFd
 
 _HEAD_BYTES: Final = 4096
@@ -142,26 +143,29 @@ def same_file(entry: PathFileEntry, fd: Fd) -> bool:
     return status.st_size == entry.size_bytes and status.st_mtime_ns == entry.mtime_ns
 
 
-def find(entry: PathFileEntry, *, written: bool, what: str, running: bool = False) -> Refusal | None:
+def find(
+    entry: PathFileEntry, *, written: bool, what: str, root: Root = OURS, running: bool = False
+) -> Refusal | None:
     """Check that this machine has the file; return the refusal, or None.
 
     Args:
         entry: As the source saw it.
         written: The program writes to it: nothing but the very file will do.
         what: For the message: "mapped file", "open file".
+        root: Where its name begins.
         running: The program still runs: a file in a directory that both share may change until the
             freeze, and is not refused now.
     """
-    if running and _in_shared_directory(entry):
+    if running and not root.at_home and _in_shared_directory(entry):
         return None
     try:
-        opened(entry, os.O_PATH, written=written, what=what).close()
+        opened(entry, os.O_PATH, written=written, what=what, root=root).close()
     except RefusedError as error:
         return error.refusals[0]
     return None
 
 
-def opened(entry: PathFileEntry, flags: int, *, written: bool, what: str) -> OwnedFd:
+def opened(entry: PathFileEntry, flags: int, *, written: bool, what: str, root: Root = OURS) -> OwnedFd:
     """Open the file that this machine has for an entry.
 
     The path is walked once, and what it leads to is checked before it is opened for good: we may be
@@ -176,14 +180,14 @@ def opened(entry: PathFileEntry, flags: int, *, written: bool, what: str) -> Own
         return RefusedError([Refusal(what=what, where=name, why=why, remedy=remedy)])
 
     try:
-        found = OwnedFd(os.open(entry.path, os.O_PATH | os.O_CLOEXEC))
+        found = root.open(entry.path, os.O_PATH)
     except OSError as error:
         raise refuse(
             f"not at the destination ({error.strerror})",
             "put it on a directory that both machines share, or copy it to the same path there",
         ) from error
     with found:
-        difference = _difference(entry, found.number, written=written)
+        difference = _difference(entry, found.number, written=written, at_home=root.at_home)
         if difference is not None:
             raise refuse(*difference)
         if flags & os.O_PATH:
@@ -193,12 +197,12 @@ def opened(entry: PathFileEntry, flags: int, *, written: bool, what: str) -> Own
         )
 
 
-def _difference(entry: PathFileEntry, fd: Fd, *, written: bool) -> tuple[str, str] | None:
+def _difference(entry: PathFileEntry, fd: Fd, *, written: bool, at_home: bool) -> tuple[str, str] | None:
     """Say how the file here differs from the entry, and what to do; None where it will do."""
     status = os.fstat(fd)
     if stat.S_IFMT(status.st_mode) != stat.S_IFMT(entry.mode):
         return "another type of file at the destination", "remove what stands in its place there"
-    if same_file(entry, fd):
+    if same_file(entry, fd) or (at_home and status.st_ino == entry.inode):
         return None
     if written:
         return (

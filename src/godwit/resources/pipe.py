@@ -188,10 +188,10 @@ def _is_packet(fd: Fd, length_bytes: int, *, packet_mode: bool) -> bool:
     return False
 
 
-def restore(entry: PipeEntry, context: RestoreContext) -> Mapping[FileId, OwnedFd]:  # noqa: ARG001
+def restore(entry: PipeEntry, context: RestoreContext) -> Mapping[FileId, OwnedFd]:
     """Make the pipe, fill it and open every end of it."""
     _check(entry)
-    reader, writer = pipe.pipe() if entry.named is None else fifo.open_both_ends(entry.named)
+    reader, writer = pipe.pipe() if entry.named is None else fifo.open_both_ends(entry.named, context.root)
     made: dict[FileId, OwnedFd] = {}
     with reader, writer:
         try:

@@ -19,6 +19,7 @@ from godwit.procfs.maps import DELETED
 from godwit.resources import objects, pathfile
 from godwit.resources.base import Disposition, FileKind, Finding, OpenFile, RestoreContext, Tree
 from godwit.resources.pathfile import PathFileEntry
+from godwit.resources.roots import Root
 from godwit.types import FileId, OwnedFd
 
 O_PATH: Final = os.O_PATH
@@ -117,7 +118,7 @@ def _strict(entry: RegularEntry, file: PathFileEntry) -> bool:
     return entry.writable or (stat.S_ISDIR(file.mode) and entry.offset > 0)
 
 
-def check(entry: RegularEntry, *, running: bool) -> Refusal | None:
+def check(entry: RegularEntry, *, root: Root, running: bool) -> Refusal | None:
     """Check at the destination that the file can be opened again; return the refusal, or None.
 
     `running`: the program still runs at the source, see `pathfile.find`.
@@ -125,7 +126,7 @@ def check(entry: RegularEntry, *, running: bool) -> Refusal | None:
     if entry.file is None:
         return None
     strict = _strict(entry, entry.file)
-    return pathfile.find(entry.file, written=strict, what=_what(entry.file), running=running)
+    return pathfile.find(entry.file, written=strict, what=_what(entry.file), root=root, running=running)
 
 
 def restore(entry: RegularEntry, context: RestoreContext) -> Mapping[FileId, OwnedFd]:
@@ -135,7 +136,8 @@ def restore(entry: RegularEntry, context: RestoreContext) -> Mapping[FileId, Own
         fd = objects.reopen(context.memory_object(entry.object_id).number, flags)
     else:
         strict = _strict(entry, entry.file)
-        fd = pathfile.opened(entry.file, flags, written=strict, what=_what(entry.file))
+        what = _what(entry.file)
+        fd = pathfile.opened(entry.file, flags, written=strict, what=what, root=context.root)
     with fd:
         if not flags & O_PATH and entry.offset:
             if stat.S_ISDIR(os.fstat(fd.number).st_mode):
