@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import random
 import secrets
@@ -16,9 +17,10 @@ from pathlib import Path
 
 import pytest
 
+from godwit.errors import BusyError
 from godwit.lab.cluster import Lab
 from tests.conftest import requires
-from tests.journey.live import STRATEGIES, Live
+from tests.journey.live import STRATEGIES, Live, undone
 from tests.journey.transfer import Program
 from tests.workloads.driver import WORKLOADS
 
@@ -28,6 +30,7 @@ MOVES = int(os.environ.get("GODWIT_SOAK_MOVES", "1000"))
 REDIS_MOVES = int(os.environ.get("GODWIT_SOAK_REDIS_MOVES", "200"))
 SEED = int(os.environ.get("GODWIT_SOAK_SEED") or secrets.randbits(32))
 MOVES_OF_ONE = 20  # then comes the next program
+BUDGET_MS = (4.0, 40.0)  # less is refused before the first round
 # Each with more to do than it can, and then at its ease: a freeze must fall on either.
 PROGRAMS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("mapper_c", ("rate=0",)),
@@ -75,6 +78,20 @@ class Soak:
         with context(lambda: f"move {len(self.strategies)}, {program.moves + 1} of {self.what(program)}"):
             self.live.move(program, destination)
 
+    def try_to_move(self, program: Program) -> None:
+        """Begin a move; it may be undone."""
+        strategy = self.dice.choice(sorted(STRATEGIES))
+        destination = "a" if program.node == "b" else "b"
+        budget = f"{self.dice.uniform(*BUDGET_MS):.1f}ms"
+        with context(lambda: f"a try by {strategy} within {budget} with {self.what(program)}"):
+            done = self.live.attempt(program, destination, *STRATEGIES[strategy], "--max-freeze", budget)
+            if done.returncode == 0:
+                self.strategies.append(strategy)
+                self.live.came(program, destination, json.loads(done.stdout)["pid"])
+            elif done.returncode != BusyError.exit_status:
+                undone(done)
+                self.live.expect_undone(program, destination)
+
     def finish(self, program: Program) -> None:
         with context(lambda: f"the verdict after {len(self.strategies)} moves of {self.what(program)}"):
             self.live.finish(program)
@@ -113,6 +130,22 @@ def test_programs_that_are_moved_a_thousand_times_acquit(live: Live) -> None:
             soak.move(program)
         soak.finish(program)
     say(soak.summary())
+
+
+def test_programs_whose_moves_are_cut_short_a_thousand_times_acquit(live: Live) -> None:
+    """Most of these freezes last too long for their budget and are undone, each at another step."""
+    soak = Soak(live)
+    programs = tries = 0
+    chosen = [each for each in PROGRAMS if ONLY in (None, each[0])]
+    while tries < MOVES:
+        name, options = chosen[programs % len(chosen)]
+        programs += 1
+        program = live.start(name, options)
+        for _ in range(min(MOVES_OF_ONE, MOVES - tries)):
+            tries += 1
+            soak.try_to_move(program)
+        soak.finish(program)
+    say(f"{tries} tries, {soak.summary()}")
 
 
 def test_a_server_under_a_writing_client_is_moved_two_hundred_times_and_loses_nothing(live: Live) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -41,3 +44,15 @@ def test_the_destination_may_forget_only_when_nothing_lives_here(monkeypatch: py
     settle.source(record, lambda _: line)
     # Killed in between, it would be asked again, and must not be told to resume.
     assert done == ["closed", "killed", "record removed", "END", "closed"]
+
+
+def test_a_move_that_was_given_up_is_not_remembered_for_ever(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("GODWIT_STATE_DIR", str(tmp_path))
+    for name in ("0" * 32, "1" * 32):
+        assert journal.decide(name, State.ABORTED) is State.ABORTED
+    long_ago = time.time() - 2 * 24 * 3600
+    os.utime(tmp_path / f"{'0' * 32}.destination.json", (long_ago, long_ago))
+    assert settle.everything(lambda _: pytest.fail("nobody is to be asked")) == ()
+    assert [record.migration for record in journal.every()] == ["1" * 32]

@@ -338,6 +338,7 @@ def _commit(channel: Channel, builder: Builder, header: HeaderEntry, paging: Pag
     if kind is FrameKind.ABORT:
         journal.decide(header.migration, State.ABORTED)
         _undo(builder, paging)
+        journal.remove(header.migration, ROLE)
         return Received(migration=header.migration, pid=0)
     watch = Stopwatch()
     try:

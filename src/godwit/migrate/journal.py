@@ -12,6 +12,7 @@ import enum
 import fcntl
 import os
 import re
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -164,6 +165,14 @@ def read(migration: str, role: str) -> Record | None:
 def remove(migration: str, role: str) -> None:
     """Forget a move that is settled."""
     _path(migration, role).unlink(missing_ok=True)
+
+
+def age_s(record: Record) -> float:
+    """Return how long ago a record was last changed, in seconds; 0 for one that is gone."""
+    try:
+        return time.time() - _path(record.migration, record.role).stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
 
 
 def every() -> tuple[Record, ...]:

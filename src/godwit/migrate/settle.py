@@ -30,6 +30,8 @@ from godwit.wire.frames import FrameKind
 
 Connect = Callable[[str], Channel]
 _DRAIN_TRIES: Final = 20
+# A move given up of which nothing was here is remembered so long: a READY would have come by then.
+_REMEMBERED_S: Final = 24 * 3600.0
 STILL_UNDECIDED: Final = "still undecided"
 LATER: Final = "run `godwit recover` when it can be reached again; until then the copy here stays stopped"
 
@@ -79,6 +81,8 @@ def destination(migration: str) -> Recovered:
         )
     for member in _everyone(record):
         _signal(member, signal.SIGKILL)
+    # Who asks from now on is answered the same, and whom it could have been kept from is dead.
+    journal.remove(migration, "destination")
     return Recovered(migration=migration, role="destination", outcome="ended here; it never ran", pid=0)
 
 
@@ -198,6 +202,8 @@ def everything(connect: Connect) -> tuple[Recovered, ...]:
         if record.role == "destination":
             if abandoned(record):
                 found.append(destination(record.migration))
+            elif record.state is State.ABORTED and journal.age_s(record) > _REMEMBERED_S:
+                journal.remove(record.migration, "destination")
             continue
         if any(_traced(member) for member in record.members):
             continue  # Its mover lives.
