@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import select
+import subprocess
+import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable
@@ -112,3 +115,31 @@ def test_a_wait_for_events_keeps_its_remaining_time(program: Path, tmp_path: Pat
     with tools.stateful(program, tmp_path, "epoll_timeout") as running:
         in_a_child(lambda: freeze_until_it_ends(running), tmp_path)
         assert running.verdict() == "ok"
+
+
+ASKS_FOR_RANDOM = """
+import os, sys
+wanted = int(sys.argv[1])
+while not os.path.exists("stop"):
+    got = os.getrandom(wanted)
+    if len(got) != wanted or any(got[at:at + 64] == bytes(64) for at in range(0, wanted, 64)):
+        sys.exit(f"asked for {wanted} bytes, got {len(got)}")
+    print(".", flush=True)
+"""
+
+
+@pytest.mark.parametrize("wanted", [3 * 4096 + 5, 1 << 19])
+def test_a_call_for_random_bytes_gives_all_of_them(tmp_path: Path, wanted: int) -> None:
+    words = [sys.executable, "-c", ASKS_FOR_RANDOM, str(wanted)]
+    with subprocess.Popen(words, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == b".\n"
+            reader = threading.Thread(target=process.stdout.read)
+            reader.start()
+            in_a_child(lambda: freeze_often(process.pid, inject=False), tmp_path)
+            (tmp_path / "stop").touch()
+            reader.join()
+            assert process.wait() == 0, process.stderr.read() if process.stderr else b""
+        finally:
+            process.kill()

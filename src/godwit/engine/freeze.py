@@ -28,6 +28,7 @@ from godwit.types import OwnedFd, Pid, Tid
 _STOPPED_WITHIN_S: Final = 0.25
 _LET_GO_WITHIN_S: Final = 5.0
 _REPORTED_WITHIN_S: Final = 0.02
+_RANDOM_MOST_BYTES: Final = 1 << 20  # to be made while everything stands still
 
 
 @dataclass(slots=True)
@@ -218,8 +219,22 @@ def _note_place(tree: FrozenTree, task: Tracee, memory: OwnedFd) -> None:
         if interrupted.has_timeout_register(task.registers) and repose.ran_ns is not None:
             began_ns = tree.schedulers.monotonic_ns(repose.cpu, repose.ran_ns)
             interrupted.shorten(task.registers, time.monotonic_ns() - began_ns)
+    changed |= _fill_random(task)
     if changed:
         ptrace.set_registers(task.tid, task.registers)
+
+
+def _fill_random(task: Tracee) -> bool:
+    """Give a getrandom(2) that the stop cut short the rest of its bytes; tell whether there was one."""
+    address, length = interrupted.unfilled(task.registers)
+    if not 0 < length <= _RANDOM_MOST_BYTES:
+        return False
+    with contextlib.suppress(OSError):
+        # Not past page protections: what the kernel could not write, nobody writes.
+        written = mem.write_runs(task.pid, [(address, length)], memoryview(bytearray(os.urandom(length))))
+        task.registers.rax += written
+        return True
+    return False
 
 
 @contextlib.contextmanager

@@ -1,7 +1,7 @@
 """System calls that the freeze interrupted: restart_syscall(2), signal(7).
 
 At the stop the result register tells what the kernel would do next. ERESTARTSYS, ERESTARTNOINTR and
-ERESTARTNOHAND need nothing: the kernel that lets the task go acts on the registers alone. Two do:
+ERESTARTNOHAND need nothing: the kernel that lets the task go acts on the registers alone. Three do:
 
 - EINTR from a call that never restarts (epoll_wait and its kin) was caused by our stop, with no
   signal to deliver. It becomes ERESTARTNOHAND: made again, unless a handler runs first, which is
@@ -9,6 +9,7 @@ ERESTARTNOHAND need nothing: the kernel that lets the task go acts on the regist
 - ERESTART_RESTARTBLOCK keeps the time of expiry in the kernel, out of reach. We know the timeout from
   the arguments and when the task last ran from /proc/PID/sched; at the destination the call is made
   once more with what is left, interrupted, and so leaves a restart block there.
+- getrandom(2) that has filled some pages returns early, as for a signal handler. It gets the rest.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from godwit.linux.arch import NR, UserRegs
+from godwit.types import RemoteAddr
 
 EINTR: Final = -4
 ERESTARTNOHAND: Final = -514
@@ -47,6 +49,8 @@ _BY_WAIT_CHANNEL: Final = {
 }
 _TIMESPEC: Final = struct.Struct("<qq")
 _NS: Final = 1_000_000_000
+_RANDOM_STEP_BYTES: Final = 4096  # the kernel's PAGE_SIZE
+_RANDOM_LIMIT_BYTES: Final = 0x7FFFF000  # MAX_RW_COUNT
 _TIMER_ABSTIME: Final = 1
 _FUTEX_CMD_MASK: Final = 0x7F
 _FUTEX_WAIT: Final = 0
@@ -67,6 +71,21 @@ def correct(registers: UserRegs) -> bool:
         return False
     registers.rax = ERESTARTNOHAND & 0xFFFFFFFFFFFFFFFF
     return True
+
+
+def unfilled(registers: UserRegs) -> tuple[RemoteAddr, int]:
+    """Return where a getrandom(2) was to go on when the stop made it return early, and for how many bytes.
+
+    Between whole pages it looks for signals; without one it never gives less than was asked for. (0, 0) for
+    everything else.
+    """
+    if registers.call_number != NR["getrandom"]:
+        return RemoteAddr(0), 0
+    buffer, wanted, *_ = registers.arguments
+    done = registers.result
+    if not 0 < done < wanted or done % _RANDOM_STEP_BYTES:
+        return RemoteAddr(0), 0
+    return RemoteAddr(buffer + done), min(wanted, _RANDOM_LIMIT_BYTES) - done
 
 
 def has_timeout_register(registers: UserRegs) -> bool:
