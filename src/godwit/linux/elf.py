@@ -8,6 +8,7 @@ from typing import Final
 from godwit.linux.arch import EXEC_STUB_ELF_MACHINE
 
 _LOAD_ADDRESS: Final = 0x10000  # vm.mmap_min_addr's default; nothing lies below it
+SCRATCH_ADDRESS: Final = 0x20000
 _HEADER_BYTES: Final = 64
 _PROGRAM_HEADER_BYTES: Final = 56
 PT_LOAD: Final = 1
@@ -16,9 +17,18 @@ NT_GNU_BUILD_ID: Final = 3
 _NOTE_LIMIT_BYTES: Final = 1 << 20
 
 
-def static_executable(code: bytes) -> bytes:
-    """Return an ELF file that maps itself in one read-only executable page and runs `code`."""
-    body_at = _HEADER_BYTES + 2 * _PROGRAM_HEADER_BYTES
+def static_executable(code: bytes, *, scratch_bytes: int = 0) -> bytes:
+    """Return an ELF file that maps itself in one read-only executable page and runs `code`.
+
+    With `scratch_bytes`, so much writable memory, a multiple of the page size, stands at SCRATCH_ADDRESS.
+    """
+    stack = struct.pack("<IIQQQQQQ", 0x6474E551, 6, 0, 0, 0, 0, 0, 16)  # PT_GNU_STACK, not executable
+    scratch = struct.pack(
+        "<IIQQQQQQ", PT_LOAD, 6, 0, SCRATCH_ADDRESS, SCRATCH_ADDRESS, 0, scratch_bytes, 0x1000
+    )
+    more = stack + scratch if scratch_bytes else stack
+    segments = 1 + len(more) // _PROGRAM_HEADER_BYTES
+    body_at = _HEADER_BYTES + segments * _PROGRAM_HEADER_BYTES
     size = body_at + len(code)
     header = struct.pack(
         "<16sHHIQQQIHHHHHH",
@@ -32,14 +42,20 @@ def static_executable(code: bytes) -> bytes:
         0,
         _HEADER_BYTES,
         _PROGRAM_HEADER_BYTES,
-        2,
+        segments,
         0,
         0,
         0,
     )
     load = struct.pack("<IIQQQQQQ", PT_LOAD, 5, 0, _LOAD_ADDRESS, _LOAD_ADDRESS, size, size, 0x1000)
-    stack = struct.pack("<IIQQQQQQ", 0x6474E551, 6, 0, 0, 0, 0, 0, 16)  # PT_GNU_STACK, not executable
-    return header + load + stack + code
+    return header + load + more + code
+
+
+def entry_point(content: bytes) -> int:
+    """Return the address at which a 64-bit little-endian ELF file begins to run. Raises ValueError."""
+    if len(content) < _HEADER_BYTES or content[:6] != b"\x7fELF\x02\x01":
+        raise ValueError("no ELF file")
+    return int(struct.unpack_from("<Q", content, 24)[0])
 
 
 def build_id(content: bytes) -> bytes | None:

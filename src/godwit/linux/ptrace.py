@@ -23,10 +23,12 @@ PTRACE_DETACH: Final = 17
 PTRACE_SYSCALL: Final = 24
 PTRACE_SETOPTIONS: Final = 0x4200
 PTRACE_GETEVENTMSG: Final = 0x4201
+PTRACE_GETSIGINFO: Final = 0x4202
 PTRACE_GETREGSET: Final = 0x4204
 PTRACE_SETREGSET: Final = 0x4205
 PTRACE_SEIZE: Final = 0x4206
 PTRACE_INTERRUPT: Final = 0x4207
+PTRACE_LISTEN: Final = 0x4208
 PTRACE_PEEKSIGINFO: Final = 0x4209
 PTRACE_GETSIGMASK: Final = 0x420A
 PTRACE_SETSIGMASK: Final = 0x420B
@@ -48,6 +50,7 @@ PTRACE_PEEKSIGINFO_SHARED: Final = 1
 NT_X86_XSTATE: Final = 0x202
 
 WALL: Final = 0x40000000  # __WALL: children of every kind
+WNOTHREAD: Final = 0x20000000  # __WNOTHREAD: not those of other threads
 
 SIGINFO_BYTES: Final = 128
 _XSTATE_LIMIT_BYTES: Final = 64 * 1024
@@ -129,6 +132,11 @@ def resume(tid: Tid, signal: int = 0) -> None:
     _ptrace(PTRACE_CONT, tid, 0, signal)
 
 
+def listen(tid: Tid) -> None:
+    """Leave a task stopped by job control, until SIGCONT; that shows as a stop of its own."""
+    _ptrace(PTRACE_LISTEN, tid)
+
+
 def single_step(tid: Tid) -> None:
     """Let a stopped task run one instruction."""
     _ptrace(PTRACE_SINGLESTEP, tid)
@@ -169,6 +177,22 @@ def poll_stop(tid: Tid) -> Stop | None:
     """Return the stop that is already there, or None."""
     pid, status = os.waitpid(tid, WALL | os.WNOHANG)
     return Stop(status) if pid else None
+
+
+def poll_any() -> tuple[Tid, Stop] | None:
+    """Return a stop that some tracee (or child) of the calling thread has come to, or None."""
+    try:
+        tid, status = os.waitpid(-1, WALL | WNOTHREAD | os.WNOHANG)
+    except ChildProcessError:
+        return None
+    return (Tid(tid), Stop(status)) if tid else None
+
+
+def get_siginfo(tid: Tid) -> bytes:
+    """Return the siginfo_t of the signal that a task is stopped at."""
+    buffer = (ctypes.c_char * SIGINFO_BYTES)()
+    _ptrace(PTRACE_GETSIGINFO, tid, 0, buffer)
+    return buffer.raw
 
 
 def get_registers(tid: Tid) -> UserRegs:

@@ -153,6 +153,53 @@ class Tracee:
         """
         return self._run(ptrace.resume, lambda stop: self._at_trap(stop, trap_signal, trap_address))
 
+    def run_until_executed(self, trap_signal: int, trap_address: int, others: Iterable[Tracee]) -> bool:
+        """Run the entered code until it has executed another program; what `save` noted means nothing then.
+
+        Return False where it came to its trap instead. The registers of an execve(2) are still its result's:
+        the first call to be seen is its own exit.
+
+        Args:
+            trap_signal: As of `run_until_trap`.
+            trap_address: As of `run_until_trap`.
+            others: All other threads of its process, ours too: it waits until we have noticed their deaths.
+
+        Raises:
+            NoProcessError: The task died on the way.
+        """
+        ptrace.set_options(self.tid, ptrace.PTRACE_O_TRACEEXEC)
+        ptrace.resume(self.tid)
+        while True:
+            stop = self._wait(time.monotonic())
+            if stop is None:
+                for each in others:
+                    each._notice_death()
+                os.sched_yield()
+                continue
+            if stop.exited:
+                raise NoProcessError(f"thread {self.tid} of pid {self.pid} died while executing a program")
+            if stop.event == ptrace.PTRACE_EVENT_EXEC:
+                self._entered, self._mask = False, None
+                return True
+            if stop.event == 0:
+                if self._at_trap(stop, trap_signal, trap_address):
+                    return False
+                self._held_signals.append(stop.signal)
+            ptrace.resume(self.tid)
+
+    def run_until_call(self, number: int) -> None:
+        """Let the thread itself run until it enters the system call; leave it there, not saved.
+
+        Raises:
+            NoProcessError: The task died on the way.
+        """
+        while True:
+            self._run(ptrace.resume_to_call, lambda stop: stop.signal == signal.SIGTRAP)
+            if ptrace.get_registers(self.tid).call_number == number:
+                break
+        self._entered = bool(self._held_signals)
+        self.save()
+
     def make_call(self, registers: UserRegs) -> None:
         """Make the one system call that the registers are aimed at, and stop at its exit.
 

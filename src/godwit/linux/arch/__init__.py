@@ -16,6 +16,8 @@ if platform.machine() != "x86_64":  # pragma: no cover
     )
 
 from godwit.linux.arch.x86_64 import (
+    CALL_AND_WAY_BACK,
+    DEPUTY_CALLS_AT,
     EXEC_STUB_ELF_MACHINE,
     INTERPRETER,
     MACHINE,
@@ -25,13 +27,17 @@ from godwit.linux.arch.x86_64 import (
     SYSCALL_THEN_RETURN,
     TRAP_AT,
     USER_SPACE_END,
+    WAY_BACK_AT,
     UserRegs,
+    deputy,
     pod_init,
     signal_frame,
 )
 from godwit.linux.arch.x86_64_numbers import NR
 
 __all__ = [
+    "CALL_AND_WAY_BACK",
+    "DEPUTY_CALLS_AT",
     "EXEC_STUB_ELF_MACHINE",
     "INTERPRETER",
     "MACHINE",
@@ -42,7 +48,9 @@ __all__ = [
     "SYSCALL_THEN_RETURN",
     "TRAP_AT",
     "USER_SPACE_END",
+    "WAY_BACK_AT",
     "UserRegs",
+    "deputy",
     "pod_init",
     "signal_frame",
 ]

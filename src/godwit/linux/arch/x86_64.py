@@ -56,6 +56,11 @@ no tracer left the thread goes on to what it was about, from the signal frame wh
 TRAP_AT: Final = INTERPRETER.index(bytes.fromhex("488b6310"))
 """Where the thread is when the tracer hears of the signal."""
 
+CALL_AND_WAY_BACK: Final = b"\x0f\x05\xc3" + SIGRETURN_CODES[0]
+"""A system call with a return behind it, and at WAY_BACK_AT what that may return into: rt_sigreturn(2)."""
+
+WAY_BACK_AT: Final = 3
+
 _UC_FP_XSTATE: Final = 1
 _UC_SIGCONTEXT_SS: Final = 2
 _UC_STRICT_RESTORE_SS: Final = 4
@@ -215,3 +220,45 @@ def pod_init() -> bytes:
         "48c7c00f000000"  # mov rax, 15 (rt_sigreturn)
         "0f05"  # syscall
     )
+
+
+_COMM_BYTES: Final = 16
+DEPUTY_CALLS_AT: Final = 94
+"""Where CALL_AND_WAY_BACK stands in the deputy's code."""
+
+
+def deputy(report_fd: int, comm: bytes) -> bytes:
+    """Return the code of a deputy, a process with all signals blocked.
+
+    It calls itself `comm` (at most 15 bytes), then waits for signals for ever. Of each it writes to
+    `report_fd` how many they were by then, as a 64-bit word, and its siginfo_t.
+    """
+    code = bytes.fromhex(
+        "b89d000000"  # mov eax, 157 (prctl)
+        "bf0f000000"  # mov edi, PR_SET_NAME
+        "488d3561000000"  # lea rsi, [rip+comm]
+        "0f05"  # syscall
+        "4881ec90000000"  # sub rsp, 144
+        "31db"  # xor ebx, ebx
+        "b880000000"  # again: mov eax, 128 (rt_sigtimedwait)
+        "488d3d42000000"  # lea rdi, [rip+every]
+        "488d742408"  # lea rsi, [rsp+8]
+        "31d2"  # xor edx, edx
+        "41ba08000000"  # mov r10d, 8
+        "0f05"  # syscall
+        "4885c0"  # test rax, rax
+        "78e0"  # js again
+        "48ffc3"  # inc rbx
+        "48891c24"  # mov [rsp], rbx
+        "b801000000"  # send: mov eax, 1 (write)
+        f"bf{report_fd.to_bytes(4, 'little').hex()}"  # mov edi, report_fd
+        "4889e6"  # mov rsi, rsp
+        "ba88000000"  # mov edx, 136
+        "0f05"  # syscall
+        "4885c0"  # test rax, rax
+        "78e7"  # js send
+        "ebbe"  # jmp again
+    )
+    assert len(code) == DEPUTY_CALLS_AT, "the displacements above are counted by hand"
+    every = b"\xff" * 8
+    return code + CALL_AND_WAY_BACK + every + comm.ljust(_COMM_BYTES, b"\0")[:_COMM_BYTES]

@@ -1,0 +1,1 @@
+"""What stays and is reached: one file per kind of tie, both ends side by side."""

@@ -1,0 +1,123 @@
+"""What is done to one deputy: calls in it, and what its parent is to see of the program's stops and end."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import struct
+from dataclasses import dataclass
+from typing import Final
+
+from godwit.errors import RequestError
+from godwit.linux import abi, elf, mem, ptrace
+from godwit.linux.arch import NR
+from godwit.linux.ptrace import SIGINFO_BYTES
+from godwit.residual.deputy import SCRATCH_BYTES, Deputy
+from godwit.residual.reports import Reports
+from godwit.residual.waiting import code_of, number_of
+from godwit.tracee import calls
+from godwit.tracee.gadgets import Gadgets
+from godwit.tracee.task import ALL_SIGNALS, Tracee
+
+_PR_SET_DUMPABLE: Final = 4
+_SI_QUEUE: Final = -1
+_SI_VALUE_AT: Final = 24
+_SI_VALUE_BYTES: Final = 8
+_STOPS: Final = frozenset({signal.SIGSTOP, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU})
+_HARMLESS: Final = frozenset({signal.SIGCHLD, signal.SIGCONT, signal.SIGURG, signal.SIGWINCH})
+_HIGHEST_SIGNAL: Final = 64
+
+
+@dataclass(slots=True)
+class Kept:
+    """A deputy under trace."""
+
+    deputy: Deputy
+    task: Tracee
+    reports: Reports
+    gadgets: Gadgets
+    stopped: int = 0  # the signal that stopped it; 0: it runs
+    imitated: int = 0  # the signal that we have sent it for its default action, until it is delivered
+
+
+def check_stops(number: int) -> None:
+    """Raise RequestError if the signal stops nobody."""
+    if number not in _STOPS:
+        raise RequestError(f"signal {number} stops no process")
+
+
+def check_kills(number: int) -> None:
+    """Raise RequestError if the signal by default kills nobody."""
+    if not 1 <= number <= _HIGHEST_SIGNAL or number in _STOPS or number in _HARMLESS:
+        raise RequestError(f"signal {number} kills no process")
+
+
+def be_stopped(kept: Kept, number: int) -> None:
+    """Send a halted deputy a signal whose default action it will take, and let it go on."""
+    kept.imitated = number
+    ptrace.set_signal_mask(kept.task.tid, ALL_SIGNALS & ~(1 << (number - 1)))
+    ptrace.kill_thread(kept.deputy.pid, kept.task.tid, number)
+    with contextlib.suppress(ProcessLookupError):  # killed already, if it was by SIGKILL
+        ptrace.resume(kept.task.tid)
+
+
+def go_on(kept: Kept) -> None:
+    """Continue a stopped deputy. The SIGCONT bears a mark: it is not for the program."""
+    if kept.stopped:
+        info = bytearray(SIGINFO_BYTES)
+        struct.pack_into("<iii", info, 0, signal.SIGCONT, 0, _SI_QUEUE)
+        info[_SI_VALUE_AT : _SI_VALUE_AT + _SI_VALUE_BYTES] = kept.deputy.cookie[:_SI_VALUE_BYTES]
+        # For the thread: a SIGCONT that somebody sends to the process must not be lost in it.
+        abi.syscall("rt_tgsigqueueinfo", kept.deputy.pid, kept.task.tid, signal.SIGCONT, bytes(info))
+
+
+def is_our_cont(kept: Kept, info: bytes) -> bool:
+    """Tell whether a signal is one of `go_on`, ours or an earlier keeper's."""
+    value = info[_SI_VALUE_AT : _SI_VALUE_AT + _SI_VALUE_BYTES]
+    ours = value == kept.deputy.cookie[:_SI_VALUE_BYTES]
+    return ours and number_of(info) == signal.SIGCONT and code_of(info) == _SI_QUEUE
+
+
+def begin_exit(kept: Kept, code: int) -> None:
+    """Let a halted deputy go on into exit_group(2)."""
+    registers = kept.task.registers.copy()
+    registers.aim_at_call(kept.gadgets.call, NR["exit_group"], (code & 0xFF,))
+    ptrace.set_registers(kept.task.tid, registers)
+    ptrace.resume(kept.task.tid)
+
+
+def begin_death(kept: Kept, number: int) -> None:
+    """Let a halted deputy die by a signal. It dumps no core: that would overwrite the program's own."""
+    call(kept, "prctl", _PR_SET_DUMPABLE, 0)
+    be_stopped(kept, number)
+
+
+def call(kept: Kept, name: str, *args: int | bytes) -> tuple[int, tuple[bytes, ...]]:
+    """Make a call in a halted deputy; it stays halted. Raises OSError as the call would."""
+    words: list[int] = []
+    buffers: list[tuple[int, int]] = []
+    at = elf.SCRATCH_ADDRESS
+    with mem.open_memory(kept.deputy.pid) as memory:
+        for arg in args:
+            if isinstance(arg, int):
+                words.append(arg)
+                continue
+            if at + len(arg) > elf.SCRATCH_ADDRESS + SCRATCH_BYTES:
+                raise RequestError(f"more than {SCRATCH_BYTES} bytes for a call in a deputy")
+            os.pwrite(memory.number, arg, at)
+            words.append(at)
+            buffers.append((at, len(arg)))
+            at += (len(arg) + 15) & ~15
+        result = calls.single_call(kept.task, kept.gadgets, memory, name, *words)
+        return result, tuple(os.pread(memory.number, length, start) for start, length in buffers)
+
+
+def let_go(kept: Kept) -> None:
+    """Let a halted deputy go on: to run, or to be stopped as it was."""
+    with contextlib.suppress(ProcessLookupError):
+        kept.task.restore()
+        if kept.stopped:
+            # A call has taken it out of its stop, and an interrupt takes it there again.
+            ptrace.interrupt(kept.task.tid)
+        ptrace.resume(kept.task.tid)
