@@ -56,7 +56,13 @@ def state(pid: int) -> str:
 @contextlib.contextmanager
 def program(text: str, *arguments: str, env: dict[str, str] | None = None) -> Iterator[Program]:
     """Run a Python program, leader of its own group, until it has printed a line; it is killed at the end."""
-    argv = [sys.executable, "-c", text, *arguments]
+    with running([sys.executable, "-c", text, *arguments], env=env) as child:
+        yield child
+
+
+@contextlib.contextmanager
+def running(argv: Sequence[str], *, env: dict[str, str] | None = None) -> Iterator[Program]:
+    """Do the same for any program."""
     child = subprocess.Popen(argv, stdout=subprocess.PIPE, bufsize=0, env=env, process_group=0)
     try:
         assert child.stdout is not None

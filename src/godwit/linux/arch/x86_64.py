@@ -223,20 +223,26 @@ def pod_init() -> bytes:
 
 
 _COMM_BYTES: Final = 16
-DEPUTY_CALLS_AT: Final = 94
+DEPUTY_CALLS_AT: Final = 121
 """Where CALL_AND_WAY_BACK stands in the deputy's code."""
 
 
 def deputy(report_fd: int, comm: bytes) -> bytes:
-    """Return the code of a deputy, a process with all signals blocked.
+    """Return the code of a deputy.
 
-    It calls itself `comm` (at most 15 bytes), then waits for signals for ever. Of each it writes to
-    `report_fd` how many they were by then, as a 64-bit word, and its siginfo_t.
+    It calls itself `comm` (at most 15 bytes), blocks all signals, and waits for them for ever. Of each it
+    writes to `report_fd` how many they were by then, as a 64-bit word, and its siginfo_t.
     """
     code = bytes.fromhex(
         "b89d000000"  # mov eax, 157 (prctl)
         "bf0f000000"  # mov edi, PR_SET_NAME
-        "488d3561000000"  # lea rsi, [rip+comm]
+        "488d357c000000"  # lea rsi, [rip+comm]
+        "0f05"  # syscall
+        "b80e000000"  # mov eax, 14 (rt_sigprocmask)
+        "bf02000000"  # mov edi, SIG_SETMASK
+        "488d3561000000"  # lea rsi, [rip+every]
+        "31d2"  # xor edx, edx
+        "41ba08000000"  # mov r10d, 8
         "0f05"  # syscall
         "4881ec90000000"  # sub rsp, 144
         "31db"  # xor ebx, ebx
