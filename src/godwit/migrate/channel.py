@@ -8,7 +8,7 @@ import select
 import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final, Protocol
 
 from godwit.errors import ImageError
@@ -89,6 +89,26 @@ def has_word(fd: int) -> bool:
     return bool(poll.poll(0))
 
 
+def can_take(fd: int, length_bytes: int) -> bool:
+    """Tell whether a descriptor takes so much now, without waiting for the other side to read."""
+    poll = select.poll()
+    poll.register(fd, select.POLLOUT)
+    return length_bytes <= select.PIPE_BUF and any(events & select.POLLOUT for _, events in poll.poll(0))
+
+
+def socket_can_take(connection: socket.socket, length_bytes: int) -> bool:
+    """Tell whether a socket takes so much now, without waiting for the other side to read.
+
+    A stream socket can be written to while a third of its buffer is free; a good part of that goes into
+    the kernel's account of its own.
+    """
+    if length_bytes > connection.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) // 8:
+        return False
+    poll = select.poll()
+    poll.register(connection, select.POLLOUT)
+    return any(events & select.POLLOUT for _, events in poll.poll(0))
+
+
 class SocketPipe:
     """A connected socket, TLS or plain."""
 
@@ -103,6 +123,22 @@ class SocketPipe:
     def write(self, data: bytes | bytearray | memoryview) -> None:
         """Write all of it."""
         self._socket.sendall(data)
+
+    def writev(self, parts: Sequence[bytes]) -> None:
+        """Write all parts, one after the other, with one system call if the kernel takes them at once."""
+        done = self._socket.sendmsg(parts)
+        for part in parts:
+            if done < len(part):
+                self._socket.sendall(memoryview(part)[done:] if done else part)
+            done = max(0, done - len(part))
+
+    def writable(self, length_bytes: int) -> bool:
+        """Tell whether so much can be written without waiting for the other side to read."""
+        return socket_can_take(self._socket, length_bytes)
+
+    def read_some(self, buffer: memoryview) -> int:
+        """Read what is there, and wait only if nothing is; return how much came, 0 at the end."""
+        return self._read_some(len(buffer), buffer)
 
     def fill(self, buffer: memoryview) -> int:
         """Read until the buffer is full or the stream ends; return how much came."""
@@ -155,6 +191,22 @@ class FdPipe:
         view = memoryview(data)
         while view:
             view = view[os.write(self._write_fd, view) :]
+
+    def writev(self, parts: Sequence[bytes]) -> None:
+        """Write all parts, one after the other, with one system call if the kernel takes them at once."""
+        done = os.writev(self._write_fd, parts)
+        for part in parts:
+            if done < len(part):
+                self.write(memoryview(part)[done:])
+            done = max(0, done - len(part))
+
+    def writable(self, length_bytes: int) -> bool:
+        """Tell whether so much can be written without waiting for the other side to read."""
+        return can_take(self._write_fd, length_bytes)
+
+    def read_some(self, buffer: memoryview) -> int:
+        """Read what is there, and wait only if nothing is; return how much came, 0 at the end."""
+        return os.readv(self._read_fd, [buffer])
 
     def fill(self, buffer: memoryview) -> int:
         """Read until the buffer is full or the stream ends; return how much came."""

@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import socket
 import ssl
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Sequence
 from typing import Final
 
-from godwit.migrate.channel import cut, drain, has_word
+from godwit.migrate.channel import cut, drain, has_word, socket_can_take
 
 _STEP_BYTES: Final = 1 << 18
 
 
 class TlsPipe:
     """The encrypted stream of one connection. Made by a handshake, which may raise ssl.SSLError.
+
+    One thread may read while another one writes.
 
     Args:
         connection: Connected; its timeout holds for the handshake and is lifted afterwards.
@@ -31,6 +34,8 @@ class TlsPipe:
         self._leaving = ssl.MemoryBIO()
         self._tls = context.wrap_bio(self._arrived, self._leaving, server_side=server)
         self._stage = memoryview(bytearray(_STEP_BYTES))
+        # OpenSSL's state is one for both directions. Never held while the socket is waited for.
+        self._lock = threading.Lock()
         self._shake_hands()
         connection.settimeout(None)
 
@@ -50,39 +55,76 @@ class TlsPipe:
                 return
 
     def _flush(self) -> None:
-        if self._leaving.pending:
-            self._socket.sendall(self._leaving.read())
+        with self._lock:
+            data = self._leaving.read()
+        if data:
+            self._socket.sendall(data)
 
     def _take(self) -> None:
         count = self._socket.recv_into(self._stage)
-        if count:
-            self._arrived.write(self._stage[:count])
-        else:
-            self._arrived.write_eof()
+        with self._lock:
+            if count:
+                self._arrived.write(self._stage[:count])
+            else:
+                self._arrived.write_eof()
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         """Write all of it."""
         view = memoryview(data)
         for start in range(0, len(view), _STEP_BYTES):
-            self._tls.write(view[start : start + _STEP_BYTES])
+            with self._lock:
+                self._tls.write(view[start : start + _STEP_BYTES])
             self._flush()
+
+    def writev(self, parts: Sequence[bytes]) -> None:
+        """Write all parts, one after the other, and those that are small together."""
+        for part in parts:
+            with self._lock:
+                small = len(part) <= _STEP_BYTES - self._leaving.pending
+                if small and part:
+                    self._tls.write(part)
+            if not small:
+                self.write(part)
+        self._flush()
+
+    def writable(self, length_bytes: int) -> bool:
+        """Tell whether so much can be written without waiting for the other side to read."""
+        return socket_can_take(self._socket, length_bytes)
+
+    def _read_arrived(self, buffer: memoryview) -> tuple[int, bool]:
+        """Decrypt what has arrived; return how much, and whether the stream ends there."""
+        read: Callable[[int, memoryview], int] = self._tls.read  # type: ignore[assignment]  # with a buffer: int
+        wanted, done = len(buffer), 0
+        try:
+            while done < wanted:
+                with self._lock:
+                    count = read(wanted - done, buffer[done:])
+                if not count:
+                    return done, True
+                done += count
+        except ssl.SSLWantReadError:
+            return done, False
+        except (ssl.SSLZeroReturnError, ssl.SSLEOFError):
+            return done, True
+        return done, False
+
+    def read_some(self, buffer: memoryview) -> int:
+        """Read what is there, and wait only if nothing is; return how much came, 0 at the end."""
+        while True:
+            count, ended = self._read_arrived(buffer)
+            if count or ended:
+                return count
+            self._take()
 
     def fill(self, buffer: memoryview) -> int:
         """Read until the buffer is full or the stream ends; return how much came."""
-        read: Callable[[int, memoryview], int] = self._tls.read  # type: ignore[assignment]  # with a buffer: int
         wanted, done = len(buffer), 0
-        while done < wanted:
-            try:
-                count = read(wanted - done, buffer[done:])
-            except ssl.SSLWantReadError:
-                self._take()
-                continue
-            except (ssl.SSLZeroReturnError, ssl.SSLEOFError):
-                break
-            if not count:
-                break
+        while True:
+            count, ended = self._read_arrived(buffer[done:])
             done += count
-        return done
+            if ended or done == wanted:
+                return done
+            self._take()
 
     def linger(self) -> None:
         """Say nothing more, and drop what still comes until the other side ends the stream."""
