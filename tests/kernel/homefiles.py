@@ -20,16 +20,29 @@ class Served:
 
     home: Path
     host: Path
-    pid: int
+    process: subprocess.Popen[bytes]
 
-    def run(self, *command: str) -> str:
-        """Return what a command prints that runs at the host, in the exported directory."""
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    def end(self) -> None:
+        """Have the pump end the connection, and the server the rest."""
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        assert self.process.wait(timeout=20) == 0
+
+    @property
+    def enter(self) -> list[str]:
+        """What to put before a command that is to run at the host, in the exported directory."""
         inside = str(self.host).partition("/root")[2]
         # The --wd of nsenter would be a directory of this namespace.
-        enter = ["nsenter", "-m", "-t", str(self.pid), "env", "-C", inside]
-        return subprocess.run(
-            [*enter, *command], stdout=subprocess.PIPE, text=True, check=True, timeout=120
-        ).stdout
+        return ["nsenter", "-m", "-t", str(self.pid), "env", "-C", inside]
+
+    def run(self, *command: str) -> str:
+        """Return what a command prints that runs at the host."""
+        enter = [*self.enter, *command]
+        return subprocess.run(enter, stdout=subprocess.PIPE, text=True, check=True, timeout=120).stdout
 
 
 @contextlib.contextmanager
@@ -45,9 +58,9 @@ def served(home: Path, mountpoint: Path, how: str = "direct", **options: object)
     assert host.stdout is not None
     try:
         assert host.stdout.readline() == b"ready\n"
-        yield Served(home, Path(f"/proc/{host.pid}/root{mountpoint}"), host.pid)
-        host.stdin.close()
-        assert host.wait(timeout=20) == 0
+        tree = Served(home, Path(f"/proc/{host.pid}/root{mountpoint}"), host)
+        yield tree
+        tree.end()
     finally:
         host.kill()
         host.wait()

@@ -40,16 +40,16 @@ def home_files(root: str, options: dict[str, Any], reply: Callable[[Sequence[byt
 
 
 def receive(link: socket.socket, handle: Callable[[memoryview], None]) -> None:
-    """Cut a stream into messages: each begins with its length."""
+    """Cut a stream into messages, each after its length in four bytes."""
     buffer = bytearray(4 * fuse.MAX_MESSAGE_BYTES)
     view, start, end = memoryview(buffer), 0, 0
     while count := link.recv_into(view[end:]):
         end += count
         while end - start >= 4:
-            length = int.from_bytes(view[start : start + 4], sys.byteorder)
+            length = int.from_bytes(view[start : start + 4], sys.byteorder) + 4
             if end - start < length:
                 break
-            handle(view[start : start + length])
+            handle(view[start + 4 : start + length])
             start += length
         if start:
             buffer[: end - start] = buffer[start:end]
@@ -69,6 +69,8 @@ def serve_home(root: str, options: dict[str, Any], link: socket.socket) -> None:
 
 def send_all(link: socket.socket, parts: Sequence[bytes | memoryview]) -> None:
     total = sum(map(len, parts))
+    parts = [total.to_bytes(4, sys.byteorder), *parts]
+    total += 4
     sent = link.sendmsg(parts)
     if sent < total:
         link.sendall(b"".join(parts)[sent:])
@@ -83,7 +85,7 @@ def joined_by_socket(root: str, options: dict[str, Any], connection: fuse.Connec
         serve_home(root, options, theirs)
         os._exit(0)
     theirs.close()
-    pump = Pump(connection, ours.sendall)
+    pump = Pump(connection, lambda message: send_all(ours, [message]))
     reader = threading.Thread(target=receive, args=[ours, lambda message: pump.deliver([message])])
     reader.start()
     say_and_wait()
@@ -129,8 +131,11 @@ def main() -> None:
     signal.alarm(HARD_END_S)
     ns.unshare(ns.CLONE_NEWNS)
     mount.make_private()
+    options = ast.literal_eval(literal)
+    for fstype, directory, data in options.pop("mounts", ()):
+        mount.mount("test", f"{root}/{directory}", fstype, mount.MS_RDONLY if data == "ro" else 0, data)
     connection = fuse.mount_new(mountpoint)
-    {"direct": joined_directly, "socket": joined_by_socket}[how](root, ast.literal_eval(literal), connection)
+    {"direct": joined_directly, "socket": joined_by_socket}[how](root, options, connection)
 
 
 if __name__ == "__main__":

@@ -178,6 +178,11 @@ def notification(code: int, parts: tuple[bytes, ...]) -> tuple[bytes, ...]:
     return (fuse_out_header.pack(length, code, 0), *parts)
 
 
+def forget_content(nodeid: int) -> tuple[bytes, ...]:
+    """Return the notification to drop all that is cached of a file's content and attributes."""
+    return notification(FUSE_NOTIFY_INVAL_INODE, (fuse_notify_inval_inode_out.pack(nodeid, 0, 0),))
+
+
 def padding(length: int) -> bytes:
     """Return what fills up a directory entry of `length` bytes to a multiple of 8."""
     return bytes(-length % 8)

@@ -54,10 +54,7 @@ def _kill_privileges(file: OpenFile) -> None:
 def _tell_of_gap(export: Export, file: OpenFile, offset: int) -> None:
     """Have the host forget the content, if what it appends lands elsewhere than it thinks."""
     if os.fstat(file.fd.number).st_size != offset:
-        export.notify(fuse.notification(
-            fuse.FUSE_NOTIFY_INVAL_INODE,
-            (fuse.fuse_notify_inval_inode_out.pack(file.node.nodeid, 0, 0),),
-        ))  # fmt: skip
+        export.notify(fuse.forget_content(file.node.nodeid))
 
 
 def fsync(export: Export, request: Request) -> Later:

@@ -1,7 +1,10 @@
 """Locks of the host's programs, which exclude those of home's programs and the other way round.
 
-At home each pair of file and lock owner has one open file description, with which it locks as fcntl(2) does
-for a process: whatever descriptor it used, and until it closes any. flock(2) belongs to the open file.
+Who takes a lock wants to see what its last holder wrote: with the lock goes the word to the host to forget
+what it keeps of the file, if that has changed.
+
+At home each pair of file and lock owner has one open file description, with which it locks as fcntl(2)
+does for a process: whatever descriptor it used, and until it closes any. flock(2) belongs to the open file.
 """
 
 from __future__ import annotations
@@ -10,14 +13,16 @@ import contextlib
 import errno
 import fcntl
 import os
+from collections.abc import Callable
+from functools import partial
 from typing import Final
 
 from godwit.linux import fuse, ofdlock, setfsuid
 from godwit.linux.ofdlock import OFFSET_MAX, Range
 from godwit.residual.homefiles.files import Files, OpenFile
-from godwit.residual.homefiles.messages import Later, Parts, Request, fail, fields
-from godwit.residual.homefiles.nodes import Nodes
-from godwit.types import OwnedFd
+from godwit.residual.homefiles.messages import After, Later, Parts, Request, fail, fields
+from godwit.residual.homefiles.nodes import Node, Nodes, signature
+from godwit.types import Fd, OwnedFd
 
 _FLOCK_OF: Final = {fcntl.F_RDLCK: fcntl.LOCK_SH, fcntl.F_WRLCK: fcntl.LOCK_EX, fcntl.F_UNLCK: fcntl.LOCK_UN}
 
@@ -108,26 +113,30 @@ def _holder(others: list[Owner], found: Range) -> int:
     return others[0].pid if others else 0
 
 
-def set_lock(nodes: Nodes, files: Files, locks: Locks, request: Request) -> Parts | Later:
+def set_lock(nodes: Nodes, files: Files, locks: Locks, request: Request) -> Parts | After | Later:
     """Answer FUSE_SETLK, and FUSE_SETLKW: that one later, if something is in the way now."""
     fh, ident, start, end, kind, pid, flags, _ = fields(request, fuse.fuse_lk_in)
     file = files.get(fh)
     if kind not in _FLOCK_OF:
         raise fail(errno.EINVAL)
     if flags & fuse.FUSE_LK_FLOCK:
-        return _flock(file, _FLOCK_OF[kind], waits=request.opcode == fuse.FUSE_SETLKW)
-    owner = locks.owner(nodes, file, ident, pid)
-    _check_mode(file, kind)
-    wanted = Range(kind, start, min(end, OFFSET_MAX))
+        fd, operation = file.fd, _FLOCK_OF[kind]
+        now = partial(fcntl.flock, fd.number, operation | fcntl.LOCK_NB)
+        wait = partial(ofdlock.wait_and_flock, operation=operation)
+    else:
+        _check_mode(file, kind)
+        fd, wanted = locks.owner(nodes, file, ident, pid).fd, Range(kind, start, min(end, OFFSET_MAX))
+        now = partial(ofdlock.lock, fd.number, wanted)
+        wait = partial(ofdlock.wait_and_lock, wanted=wanted)
     try:
-        ofdlock.lock(owner.fd.number, wanted)
+        now()
     except BlockingIOError:
         if request.opcode != fuse.FUSE_SETLKW:
             raise
         # A duplicate: should the program close the file meanwhile, the lock goes with our descriptor.
-        fd = OwnedFd(os.dup(owner.fd.number))
-        return Later(lambda: _wait(fd, wanted), None, interruptible=True)
-    return ()
+        again = OwnedFd(os.dup(fd.number))
+        return Later(partial(_wait, file.node, again, wait), None, interruptible=True, held=again)
+    return () if kind == fcntl.F_UNLCK else _refreshed(file.node, fd)
 
 
 def _check_mode(file: OpenFile, kind: int) -> None:
@@ -137,28 +146,15 @@ def _check_mode(file: OpenFile, kind: int) -> None:
         raise fail(errno.EBADF)
 
 
-def _wait(fd: OwnedFd, wanted: Range) -> Parts:
-    try:
-        ofdlock.wait_and_lock(fd.number, wanted)
-    finally:
-        fd.close()
-    return ()
+def _wait(node: Node, fd: OwnedFd, wait: Callable[[Fd], None]) -> Parts | After:
+    wait(fd.number)
+    return _refreshed(node, fd)
 
 
-def _flock(file: OpenFile, operation: int, *, waits: bool) -> Parts | Later:
-    try:
-        fcntl.flock(file.fd.number, operation | fcntl.LOCK_NB)
-    except BlockingIOError:
-        if not waits:
-            raise
-        fd = OwnedFd(os.dup(file.fd.number))
-        return Later(lambda: _wait_flock(fd, operation), None, interruptible=True)
-    return ()
-
-
-def _wait_flock(fd: OwnedFd, operation: int) -> Parts:
-    try:
-        ofdlock.wait_and_flock(fd.number, operation)
-    finally:
-        fd.close()
-    return ()
+def _refreshed(node: Node, fd: OwnedFd) -> Parts | After:
+    """Answer that a lock is taken, with the word to forget the content if it is another than before."""
+    seen = signature(os.fstat(fd.number))
+    if seen == node.seen:
+        return ()
+    node.seen = seen
+    return After(fuse.forget_content(node.nodeid), ())

@@ -10,6 +10,7 @@ from typing import Any, Final, NamedTuple
 
 from godwit.errors import ImageError
 from godwit.linux import fuse
+from godwit.types import OwnedFd
 
 Parts = tuple[bytes, ...]
 Identity = tuple[int, int, tuple[int, ...]]
@@ -36,6 +37,16 @@ class Request(NamedTuple):
     body: memoryview
 
 
+class After(NamedTuple):
+    """An answer that the host may have only once it has heeded a notification.
+
+    Both go as one message, which begins with the notification; `pump` sees to the order.
+    """
+
+    notification: Parts
+    answer: Parts
+
+
 class Later(NamedTuple):
     """Work that may take long, to be done by another thread, as `identity`.
 
@@ -43,9 +54,10 @@ class Later(NamedTuple):
     thread of its own, and ends with EINTR when that is told to.
     """
 
-    work: Callable[[], Parts]
+    work: Callable[[], Parts | After]
     identity: Identity | None
     interruptible: bool = False
+    held: OwnedFd | None = None  # closed when the work is done, or given up
 
 
 def parse(message: bytes | memoryview) -> Request:

@@ -49,8 +49,13 @@ class Node:
         self.key: tuple[int, int] | None = (status.st_dev, status.st_ino)  # None: cannot be found by it
         self.handle = b""
         self.lookups = 0
-        self.seen: tuple[int, ...] = ()  # size and times when the host last opened it
+        self.seen: tuple[int, ...] = ()  # its `signature` when the host last knew nothing older
         self.special = False  # the descriptor is an open file of ours, and stands for itself
+
+
+def signature(status: os.stat_result) -> tuple[int, int, int]:
+    """Return what is another after a file has been written or changed."""
+    return status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 class Nodes:

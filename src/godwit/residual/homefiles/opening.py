@@ -11,7 +11,7 @@ from godwit.linux import fuse, setfsuid
 from godwit.residual.homefiles.export import Export, creation_flags
 from godwit.residual.homefiles.files import OpenFile
 from godwit.residual.homefiles.messages import Parts, Request, fail, fields, names
-from godwit.residual.homefiles.nodes import Node
+from godwit.residual.homefiles.nodes import Node, signature
 from godwit.types import OwnedFd
 
 
@@ -26,8 +26,7 @@ def open_(export: Export, request: Request) -> Parts:
 
 
 def _opened(export: Export, request: Request, node: Node, fd: OwnedFd, flags: int) -> Parts:
-    status = os.fstat(fd.number)
-    seen = (status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+    seen = signature(os.fstat(fd.number))
     keep = fuse.FOPEN_KEEP_CACHE if export.is_watched or seen == node.seen else 0
     node.seen = seen
     fh = export.files.add(OpenFile(fd, node, export.identity(request), flags))

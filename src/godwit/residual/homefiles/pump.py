@@ -8,8 +8,9 @@ import os
 import queue
 import select
 import struct
+import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
 from typing import Final, Self
 
@@ -35,7 +36,7 @@ class Pump:
         self._number = connection.number
         self._device = connection.device.release()
         self._send = send
-        self._notifications: queue.SimpleQueue[Sequence[bytes] | None] = queue.SimpleQueue()
+        self._notifications: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self._reader = threading.Thread(target=self._read, name="files-pump", daemon=True)
         self._notifier = threading.Thread(target=self._notify, name="files-notify", daemon=True)
         self.error: BaseException | None = None
@@ -44,7 +45,7 @@ class Pump:
         self._notifier.start()
 
     def deliver(self, message: Sequence[bytes | memoryview]) -> None:
-        """Give the kernel one answer, or one notification, in as many parts as it has.
+        """Give the kernel one answer, or one notification and an answer to follow it, in parts.
 
         Raises:
             ProtocolError: The kernel takes it for nonsense.
@@ -54,7 +55,7 @@ class Pump:
             raise ProtocolError(f"a file answer that begins with {len(first)} bytes")
         if _UNIQUE.unpack_from(first, _UNIQUE_AT)[0] == 0:
             # A notification waits for locked pages, which may wait for the very answers behind it.
-            self._notifications.put([bytes(part) for part in message])
+            self._notifications.put(b"".join(message))
         else:
             self._write(message)
 
@@ -116,7 +117,8 @@ class Pump:
     def _notify(self) -> None:
         try:
             while (message := self._notifications.get()) is not None:
-                self._write(message)
+                for one in _each(message):
+                    self._write([one])
         except BaseException as error:  # noqa: BLE001  # kept; the host must not believe what it was told
             self.error = error
             self._abort()
@@ -129,3 +131,14 @@ class Pump:
                 raise ProtocolError("a file answer that the kernel refuses") from error
             if error.errno not in _UNIMPORTANT:
                 raise
+
+
+def _each(message: bytes) -> Iterator[bytes]:
+    """Yield the kernel's messages in one of home's. Raises ProtocolError."""
+    at = 0
+    while at < len(message):
+        length = int.from_bytes(message[at : at + 4], sys.byteorder)
+        if not fuse.fuse_out_header.size <= length <= len(message) - at:
+            raise ProtocolError(f"a file answer of {len(message) - at} bytes that claims {length}")
+        yield message[at : at + length]
+        at += length

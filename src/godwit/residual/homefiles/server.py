@@ -24,13 +24,22 @@ from godwit.residual.homefiles import (
 from godwit.residual.homefiles.credentials import Credentials
 from godwit.residual.homefiles.export import Export
 from godwit.residual.homefiles.files import Files
-from godwit.residual.homefiles.messages import Later, Parts, ProtocolError, Request, fail, fields, parse
+from godwit.residual.homefiles.messages import (
+    After,
+    Later,
+    Parts,
+    ProtocolError,
+    Request,
+    fail,
+    fields,
+    parse,
+)
 from godwit.residual.homefiles.nodes import Nodes
 from godwit.residual.homefiles.special import Special
 from godwit.residual.homefiles.workers import Workers
 from godwit.types import OwnedFd
 
-Operation = Callable[[Export, Request], Parts | Later]
+Operation = Callable[[Export, Request], Parts | After | Later]
 
 _LAST_ERRNO: Final = 511
 _MAX_BACKGROUND: Final = 64
@@ -67,7 +76,7 @@ def _get_lock(export: Export, request: Request) -> Parts:
     return locks.get_lock(export.nodes, export.files, export.locks, request)
 
 
-def _set_lock(export: Export, request: Request) -> Parts | Later:
+def _set_lock(export: Export, request: Request) -> Parts | After | Later:
     return locks.set_lock(export.nodes, export.files, export.locks, request)
 
 
@@ -207,7 +216,7 @@ class HomeFiles:
     ) -> None:
         self.close()
 
-    def _serve(self, request: Request) -> Parts | None:
+    def _serve(self, request: Request) -> Parts | After | None:
         operation = _AS_ANYBODY.get(request.opcode)
         if operation is None:
             operation = _AS_THE_CALLER.get(request.opcode)
@@ -220,20 +229,21 @@ class HomeFiles:
             return None
         return outcome
 
-    def _answer(self, unique: int, work: Callable[[], Parts | None]) -> None:
+    def _answer(self, unique: int, work: Callable[[], Parts | After | None]) -> None:
         """Send what the work returns or raises; None is sent by somebody else, later."""
         try:
-            parts = work()
+            outcome = work()
         except OSError as error:
             number = error.errno or 0
-            parts = fuse.error_reply(unique, number if 0 < number <= _LAST_ERRNO else errno.EIO)
+            self._reply(fuse.error_reply(unique, number if 0 < number <= _LAST_ERRNO else errno.EIO))
         except (ValueError, OverflowError, struct.error):
             # A number that no kernel sends: too large for the call it was meant for.
-            parts = fuse.error_reply(unique, errno.EINVAL)
+            self._reply(fuse.error_reply(unique, errno.EINVAL))
         else:
-            parts = fuse.reply(unique, parts) if parts is not None else None
-        if parts is not None:
-            self._reply(parts)
+            if isinstance(outcome, After):
+                self._reply(outcome.notification + fuse.reply(unique, outcome.answer))
+            elif outcome is not None:
+                self._reply(fuse.reply(unique, outcome))
 
     def _take(self, request: Request) -> None:
         """Serve a message that has no answer. Raises ProtocolError."""

@@ -9,14 +9,14 @@ from collections.abc import Callable
 from typing import Final
 
 from godwit.linux import interrupt, setfsuid
-from godwit.residual.homefiles.messages import Later, Parts, fail
+from godwit.residual.homefiles.messages import After, Later, Parts, fail
 from godwit.types import Tid
 
 _THREADS: Final = 4
 _MAX_WAITING: Final = 1024
 _AGAIN_S: Final = 0.005
 
-Answer = Callable[[int, Callable[[], Parts]], None]
+Answer = Callable[[int, Callable[[], Parts | After]], None]
 """Calls the work of the request with this number, and sends what it returns or raises."""
 
 
@@ -54,7 +54,13 @@ class Workers:
     def submit(self, unique: int, later: Later) -> None:
         """Have a thread do the work. Raises OSError: ENOLCK, too many wait already."""
         if later.interruptible:
-            self._wait_for(unique, later)
+            held = later.held
+            try:
+                self._wait_for(unique, later)
+            except OSError:
+                if held is not None:
+                    held.close()
+                raise
             return
         self._work.put((unique, later))
         with self._lock:
@@ -100,12 +106,14 @@ class Workers:
         interrupt.prepare()
         waiting = self._waiting[unique] = _Waiting()
 
-        def work() -> Parts:
+        def work() -> Parts | After:
             try:
                 return _until_interrupted(waiting, later.work)
             finally:
                 with waiting.lock:
                     waiting.is_done = True
+                if later.held is not None:
+                    later.held.close()
                 del self._waiting[unique]
 
         waiting.thread = threading.Thread(
@@ -121,7 +129,7 @@ class Workers:
             thread.join(_AGAIN_S)
 
 
-def _until_interrupted(waiting: _Waiting, work: Callable[[], Parts]) -> Parts:
+def _until_interrupted(waiting: _Waiting, work: Callable[[], Parts | After]) -> Parts | After:
     while not waiting.is_interrupted:
         try:
             return work()
