@@ -406,15 +406,18 @@ def test_who_takes_a_lock_sees_what_the_last_holder_wrote(
     tree: Served, lock: Callable[[int, int], None]
 ) -> None:
     (tree.home / "count").write_bytes(b"%08d" % 0)
-    sides = [os.open(path / "count", os.O_RDWR) for path in (tree.home, tree.host)]
-    for _ in range(30):
-        for fd in sides:
-            lock(fd, fcntl.LOCK_EX)
-            os.pwrite(fd, b"%08d" % (int(os.pread(fd, 8, 0)) + 1), 0)
-            lock(fd, fcntl.LOCK_UN)
-    assert (tree.home / "count").read_bytes() == b"%08d" % 60
-    for fd in sides:
-        os.close(fd)
+    home, host = (os.open(path / "count", os.O_RDWR) for path in (tree.home, tree.host))
+    seen_there = []
+    for at in range(30):
+        lock(home, fcntl.LOCK_EX)
+        os.pwrite(home, b"%08d" % at, 0)
+        lock(home, fcntl.LOCK_UN)
+        lock(host, fcntl.LOCK_SH)
+        seen_there.append(int(os.pread(host, 8, 0)))
+        lock(host, fcntl.LOCK_UN)
+    assert seen_there == list(range(30))
+    os.close(home)
+    os.close(host)
 
 
 def test_a_host_that_goes_away_leaves_no_lock(tmp_path: Path) -> None:
