@@ -16,6 +16,7 @@ from godwit.migrate.report import Progress, ProgressEvent, Report, silent
 from godwit.migrate.restoring import Restored
 from godwit.migrate.series import Ended, Image, Rhythm
 from godwit.migrate.settle import Recovered
+from godwit.residual.line import Pipe
 from godwit.types import Pid
 
 __all__ = [
@@ -30,23 +31,41 @@ __all__ = [
     "checkpoint",
     "checkpoint_series",
     "inspect",
+    "keep",
     "migrate",
     "recover",
     "restore",
+    "serve_link_stdio",
     "serve_stdio",
     "serve_tls",
 ]
 
+serve_link_stdio = receive.serve_link_stdio
 serve_stdio = receive.serve_stdio
 serve_tls = receive.serve_tls
 
 
-def _connector(host: str) -> Callable[[], Channel]:
+def _node(host: str) -> transport.Node | None:
     found = None if "@" in host or host.startswith("tls://") else registry.lookup(host)
-    node = None
-    if found is not None:
-        node = transport.Node(connect=lambda: registry.connect(host), certs=found.certs_dir)
+    if found is None:
+        return None
+    return transport.Node(connect=lambda: registry.connect(host), certs=found.certs_dir)
+
+
+def _connector(host: str) -> Callable[[], Channel]:
+    node = _node(host)
     return lambda: transport.connect(host, node)
+
+
+def _link_to(host: str) -> Pipe:
+    return transport.connect_link(host, _node(host))
+
+
+def keep() -> None:
+    """Be the keeper of this user and machine until nobody needs one, unless there is one."""
+    from godwit.keeper import daemon
+
+    daemon.serve(_link_to)
 
 
 def inspect(pid: int, *, to: str | None = None, tcp_close: bool = False) -> Plan:

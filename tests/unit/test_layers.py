@@ -24,6 +24,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("resources", "residual"),
     ("engine",),
     ("migrate",),
+    ("keeper",),
     ("agent",),
     ("lab",),
     ("api",),

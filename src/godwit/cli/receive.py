@@ -24,8 +24,9 @@ from godwit.cli.output import common_options, examples, printable, say, say_json
     help="With --listen: ca.pem, node.pem and node.key, as `godwit certs` makes them.",
 )
 @click.option("--once", is_flag=True, help="With --listen: end after one migration.")
+@click.option("--link", is_flag=True, hidden=True, help="With --stdio: pass a link on to our keeper.")
 @common_options
-def receive(stdio: bool, listen: str | None, certs: Path | None, once: bool) -> None:
+def receive(stdio: bool, listen: str | None, certs: Path | None, once: bool, link: bool) -> None:
     """Be the other end of a migration.
 
     Nobody types --stdio: `godwit migrate PID user@host` starts it over ssh. With --listen it serves
@@ -41,7 +42,9 @@ def receive(stdio: bool, listen: str | None, certs: Path | None, once: bool) -> 
 
     from godwit import api
 
-    if listen is None or certs is None:
+    if link:
+        api.serve_link_stdio()
+    elif listen is None or certs is None:
         api.serve_stdio()
     else:
         api.serve_tls(listen, certs, once=once, ready=_announce)

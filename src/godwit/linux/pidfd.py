@@ -34,3 +34,13 @@ def pidfd_getfd(pidfd: Fd, target_fd: Fd) -> OwnedFd:
 def send_signal(pidfd: Fd, signal: int) -> None:
     """Signal exactly the held process, never a successor of its number."""
     abi.syscall("pidfd_send_signal", pidfd, signal, 0, 0)
+
+
+def queue_signal(pidfd: Fd, signal: int, info: bytes) -> None:
+    """Signal exactly the held process, with a siginfo_t as sigqueue(3) fills it: si_code is negative.
+
+    Raises:
+        ProcessLookupError: It is gone.
+        PermissionError: The kernel takes no such siginfo_t from us.
+    """
+    abi.syscall("pidfd_send_signal", pidfd, signal, info, 0)

@@ -6,13 +6,19 @@ import contextlib
 import os
 import signal
 import socket
+import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Final
 
 from godwit.errors import AccessError, GodwitError, RequestError
 from godwit.log import log
 from godwit.migrate import destination, transport
-from godwit.migrate.channel import Channel, FdPipe
+from godwit.migrate.channel import Channel, FdPipe, cut
+from godwit.residual import keeping
+from godwit.residual.keeping import Welcome
+
+_STEP_BYTES: Final = 256 << 10
 
 
 def serve_stdio() -> None:
@@ -31,9 +37,38 @@ def serve_stdio() -> None:
     destination.serve(Channel(FdPipe(inward, outward)))
 
 
+def serve_link_stdio() -> None:
+    """Pass a link on between standard input and output and our keeper, until either ends.
+
+    Raises:
+        GodwitError: The keeper does not take it.
+    """
+    require_root()
+    ours, theirs = socket.socketpair()
+    with theirs:
+        keeping.ask(Welcome(certs=""), [theirs.fileno()])
+    with ours:
+        inward = threading.Thread(target=_copy, args=(0, ours.fileno(), lambda: cut(ours)), daemon=True)
+        inward.start()
+        _copy(ours.fileno(), 1, lambda: cut(ours))
+
+
+def _copy(source: int, target: int, at_end: Callable[[], None]) -> None:
+    with contextlib.suppress(OSError):
+        while data := os.read(source, _STEP_BYTES):
+            rest = memoryview(data)
+            while rest:
+                rest = rest[os.write(target, rest) :]
+    at_end()
+
+
 def serve_connection(connection: socket.socket, certs: Path) -> None:
-    """Receive one move on a fresh connection. Failures were told to the source; here they are logged."""
+    """Serve a fresh connection: a move, or a link for our keeper. Failures are logged here."""
     try:
+        if transport.announces_link(connection):
+            with connection:
+                keeping.ask(Welcome(certs=str(certs)), [connection.fileno()])
+            return
         channel = Channel(transport.server_tls(connection, certs))
         with contextlib.closing(channel):
             destination.serve(channel)

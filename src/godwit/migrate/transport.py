@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from godwit.errors import AccessError, DestinationError, RequestError
-from godwit.migrate.channel import Channel, FdPipe
+from godwit.migrate.channel import Channel, FdPipe, SocketPipe
+from godwit.residual.line import Pipe
 
 if TYPE_CHECKING:
     import ssl
@@ -27,6 +28,7 @@ _SO_RCVBUFFORCE: Final = 33
 _BUFFER_BYTES: Final = 4 << 20
 DEFAULT_PORT: Final = 7487
 _RECEIVE: Final = "godwit receive --stdio"
+LINK_WORD: Final = b"GODWLINK"  # in front of a link's TLS; no record of TLS begins so
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,18 +70,62 @@ def connect(host: str, node: Node | None) -> Channel:
     if host.startswith("tls://"):
         return _connect_tls(host)
     if "@" in host:
-        return _connect_ssh(host)
+        return Channel(_connect_ssh(host))
     raise RequestError(
         f"do not know the machine {host!r}",
         remedy="name a lab node, user@host (ssh), or tls://host:port",
     )
 
 
+def connect_link(host: str, node: Node | None) -> Pipe:
+    """Open a connection for a link to the keeper of a machine that receives.
+
+    Raises:
+        As `connect`.
+    """
+    if node is not None:
+        return _announce_link(node.connect(), node.certs)
+    if host.startswith("tls://"):
+        certs = certs_directory()
+        return _announce_link(_connect_tcp(host), certs)
+    return _connect_ssh(host, " --link")
+
+
+def _announce_link(plain: socket.socket, certs: Path) -> TlsPipe:
+    plain.sendall(LINK_WORD)
+    return _client_tls(plain, certs)
+
+
+def announces_link(plain: socket.socket) -> bool:
+    """Tell, by its first bytes, whether a connection is to become a link; these are taken then."""
+    plain.settimeout(_HANDSHAKE_TIMEOUT_S)
+    try:
+        if plain.recv(1, socket.MSG_PEEK) != LINK_WORD[:1]:
+            return False
+        return plain.recv(len(LINK_WORD), socket.MSG_WAITALL) == LINK_WORD
+    except OSError:
+        return False
+    finally:
+        plain.settimeout(None)
+
+
+def link_over(connection: socket.socket, certs: Path | None) -> Pipe:
+    """Make a pipe of a connection that announced a link; without certificates it has proved itself.
+
+    Raises:
+        AccessError: It does not prove itself.
+    """
+    return SocketPipe(connection) if certs is None else server_tls(connection, certs)
+
+
 def _connect_tls(url: str) -> Channel:
+    return Channel(_client_tls(_connect_tcp(url), certs_directory()))
+
+
+def _connect_tcp(url: str) -> socket.socket:
     name, _, port = url.removeprefix("tls://").rstrip("/").rpartition(":")
     if not port.isdigit():
         name, port = url.removeprefix("tls://").rstrip("/"), str(DEFAULT_PORT)
-    certs = certs_directory()
     try:
         plain = socket.create_connection((name.strip("[]"), int(port)), _CONNECT_TIMEOUT_S)
     except OSError as error:
@@ -88,7 +134,7 @@ def _connect_tls(url: str) -> Channel:
             remedy="start `godwit receive --listen` there",
         ) from error
     plain.settimeout(None)
-    return Channel(_client_tls(plain, certs))
+    return plain
 
 
 def _context(certs: Path, *, server: bool) -> ssl.SSLContext:
@@ -153,10 +199,10 @@ def _wrap(plain: socket.socket, certs: Path, *, server: bool) -> TlsPipe:
         ) from error
 
 
-def _connect_ssh(host: str) -> Channel:
+def _connect_ssh(host: str, option: str = "") -> FdPipe:
     command = os.environ.get("GODWIT_SSH", "ssh")
     remote = os.environ.get("GODWIT_REMOTE_COMMAND", _RECEIVE)
-    words = [*shlex.split(command), "-o", "BatchMode=yes", "--", host, remote]
+    words = [*shlex.split(command), "-o", "BatchMode=yes", "--", host, remote + option]
     try:
         child = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0)
     except FileNotFoundError as error:
@@ -171,4 +217,4 @@ def _connect_ssh(host: str) -> Channel:
                 stream.close()
         child.wait()
 
-    return Channel(FdPipe(stdout.fileno(), stdin.fileno(), close, child.kill))
+    return FdPipe(stdout.fileno(), stdin.fileno(), close, child.kill)

@@ -1,7 +1,7 @@
 """Asking the keeper of this machine: one process of Godwit, which serves the ties of all jobs.
 
 It listens on a local socket in a directory that only its user may enter, is started by who first needs it,
-and ends by itself when it has had no job for a while. A question is one message with descriptors; so is its answer.
+and ends by itself when it has had no job for a while. A question and an answer are one message each.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from typing import Final
 from godwit.errors import AccessError, GodwitError, InternalError
 from godwit.images import codec
 from godwit.linux.pause import pause
-from godwit.types import OwnedFd, Pid
+from godwit.residual.deputy import Deputy
+from godwit.types import OwnedFd
 
 MESSAGE_LIMIT_BYTES: Final = 64 << 10
 _FDS_LIMIT: Final = 4
@@ -51,11 +52,10 @@ class Depart:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Deputize:
-    """Home: the job has left. Turn its tasks, which are parked, into deputies."""
+    """Home: the job has left, and its tasks are deputies."""
 
     job: bytes
-    tasks: tuple[Task, ...]
-    carried: tuple[bytes, ...] = ()  # siginfo of the signals that went along
+    deputies: tuple[tuple[int, Deputy], ...]  # with the pid by which the job knows each
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,7 +82,7 @@ class Pump:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Arrived:
-    """Host: the job runs. From the descriptor come the ends of its processes, as its pod's init tells them."""
+    """Host: the job runs. From the descriptor comes how its processes end, as the pod's init tells it."""
 
     job: bytes
     tasks: tuple[Task, ...]
@@ -172,7 +172,7 @@ def ask(question: Question, fds: Sequence[int] = ()) -> Answer:
 
 def ask_if_there(question: Question) -> Answer | None:
     """Ask the keeper if there is one; return None if not."""
-    with contextlib.suppress(FileNotFoundError, ConnectionRefusedError), _try_to_connect():
+    with contextlib.suppress(FileNotFoundError, ConnectionRefusedError), reach():
         return ask(question)
     return None
 
@@ -206,7 +206,8 @@ def socket_path() -> str:
     return str(directory() / "socket")
 
 
-def _try_to_connect() -> socket.socket:
+def reach() -> socket.socket:
+    """Connect to the keeper. Raises FileNotFoundError, ConnectionRefusedError: there is none."""
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     try:
         connection.connect(socket_path())
@@ -218,16 +219,16 @@ def _try_to_connect() -> socket.socket:
 
 def _connect() -> socket.socket:
     with contextlib.suppress(FileNotFoundError, ConnectionRefusedError):
-        return _try_to_connect()
+        return reach()
     with OwnedFd(os.open(directory() / "start", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)) as lock:
         fcntl.flock(lock.number, fcntl.LOCK_EX)
         with contextlib.suppress(FileNotFoundError, ConnectionRefusedError):
-            return _try_to_connect()
+            return reach()
         _start()
         deadline = time.monotonic() + _STARTS_WITHIN_S
         while True:
             try:
-                return _try_to_connect()
+                return reach()
             except (FileNotFoundError, ConnectionRefusedError) as error:
                 if time.monotonic() > deadline:
                     raise InternalError(
@@ -246,8 +247,3 @@ def _start() -> None:
             start_new_session=True,
             cwd="/",
         )
-
-
-def task_of(pid: Pid, starttime: int, inner: int) -> Task:
-    """Return the words for a task."""
-    return Task(pid=pid, starttime=starttime, inner=inner)
