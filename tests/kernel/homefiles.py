@@ -32,6 +32,14 @@ class Served:
         self.process.stdin.close()
         assert self.process.wait(timeout=20) == 0
 
+    def requests(self) -> int:
+        """Count the messages that the host's kernel has sent."""
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write(b"?")
+        self.process.stdin.flush()
+        return int(self.process.stdout.readline())
+
     @property
     def enter(self) -> list[str]:
         """What to put before a command that is to run at the host, in the exported directory."""

@@ -111,6 +111,7 @@ FUSE_GETATTR_FH: Final = 1 << 0
 FUSE_LK_FLOCK: Final = 1 << 0
 FUSE_FSYNC_FDATASYNC: Final = 1 << 0
 FUSE_SETXATTR_ACL_KILL_SGID: Final = 1 << 0
+FUSE_EXPIRE_ONLY: Final = 1 << 0
 
 fuse_in_header: Final = Struct("=IIQQIIIHH")  # len opcode unique nodeid uid gid pid total_extlen padding
 fuse_out_header: Final = Struct("=IiQ")  # len error unique
@@ -181,6 +182,17 @@ def notification(code: int, parts: tuple[bytes, ...]) -> tuple[bytes, ...]:
 def forget_content(nodeid: int) -> tuple[bytes, ...]:
     """Return the notification to drop all that is cached of a file's content and attributes."""
     return notification(FUSE_NOTIFY_INVAL_INODE, (fuse_notify_inval_inode_out.pack(nodeid, 0, 0),))
+
+
+def forget_attributes(nodeid: int) -> tuple[bytes, ...]:
+    """Return the notification to ask for a file's attributes and access lists anew."""
+    return notification(FUSE_NOTIFY_INVAL_INODE, (fuse_notify_inval_inode_out.pack(nodeid, -1, 0),))
+
+
+def forget_entry(directory: int, name: bytes) -> tuple[bytes, ...]:
+    """Return the notification to look a name up anew. What is open by it, or mounted on it, stays."""
+    body = fuse_notify_inval_entry_out.pack(directory, len(name), FUSE_EXPIRE_ONLY)
+    return notification(FUSE_NOTIFY_INVAL_ENTRY, (body, name + b"\0"))
 
 
 def padding(length: int) -> bytes:

@@ -12,6 +12,7 @@ from godwit.linux import fuse, setfsuid
 from godwit.residual.homefiles.export import Export
 from godwit.residual.homefiles.files import OpenFile
 from godwit.residual.homefiles.messages import Later, Parts, Request, fail, fields
+from godwit.residual.homefiles.nodes import signature
 from godwit.types import OwnedFd
 
 _LONGEST_COPY_BYTES: Final = 16 << 20
@@ -36,9 +37,14 @@ def write(export: Export, request: Request) -> Parts:
     setfsuid.become(*file.identity)
     if flags & fuse.FUSE_WRITE_KILL_SUIDGID and file.identity[0] == 0:
         _kill_privileges(file)
-    if file.appends:
-        _tell_of_gap(export, file, offset)
-    return (fuse.fuse_write_out.pack(os.pwrite(file.fd.number, data, offset), 0),)
+    before = os.fstat(file.fd.number)
+    if file.appends and before.st_size != offset:
+        # It lands elsewhere than the host thinks.
+        export.notify(fuse.forget_content(file.node.nodeid))
+    done = os.pwrite(file.fd.number, data, offset)
+    if signature(before) == file.node.seen:
+        file.node.seen = signature(os.fstat(file.fd.number))
+    return (fuse.fuse_write_out.pack(done, 0),)
 
 
 def _kill_privileges(file: OpenFile) -> None:
@@ -49,12 +55,6 @@ def _kill_privileges(file: OpenFile) -> None:
         kept &= ~stat.S_ISGID
     if kept != mode:
         os.fchmod(file.fd.number, stat.S_IMODE(kept))
-
-
-def _tell_of_gap(export: Export, file: OpenFile, offset: int) -> None:
-    """Have the host forget the content, if what it appends lands elsewhere than it thinks."""
-    if os.fstat(file.fd.number).st_size != offset:
-        export.notify(fuse.forget_content(file.node.nodeid))
 
 
 def fsync(export: Export, request: Request) -> Later:

@@ -36,7 +36,7 @@ class Export:
     special: Special
     credentials: Credentials
     ttl_ns: int  # how long the host may believe what it was told
-    is_watched: bool  # the host is told what changes
+    watched_ttl_ns: int  # the same, of what it hears of when it changes
     notify: Callable[[Parts], None]
 
     def status_of(self, node: Node, status: os.stat_result) -> bytes:
@@ -54,21 +54,25 @@ class Export:
 
     def attr_out(self, node: Node, status: os.stat_result) -> Parts:
         """Return the answer that holds a file's attributes."""
-        seconds, ns = divmod(self.ttl_ns, _NS)
+        seconds, ns = self.ttl(node)
         return (fuse.fuse_attr_out.pack(seconds, ns, 0), self.status_of(node, status))
 
     def entry_out(self, node: Node, status: os.stat_result) -> Parts:
         """Return the answer that tells of a node."""
-        seconds, ns = divmod(self.ttl_ns, _NS)
+        seconds, ns = self.ttl(node)
         entry = fuse.fuse_entry_out.pack(node.nodeid, 0, seconds, seconds, ns, ns)
         return (entry, self.status_of(node, status))
 
-    def no_entry(self) -> Parts:
+    def no_entry(self, directory: Node) -> Parts:
         """Return the answer that there is no such name. Raises it, where the host may not remember it."""
-        if not self.is_watched:
+        if not directory.device.is_watched:
             raise fail(errno.ENOENT)
-        seconds, ns = divmod(self.ttl_ns, _NS)
+        seconds, ns = self.ttl(directory)
         return (fuse.fuse_entry_out.pack(0, 0, seconds, 0, ns, 0), bytes(fuse.fuse_attr.size))
+
+    def ttl(self, node: Node) -> tuple[int, int]:
+        """Return how long the host may believe what it is told of a node, in seconds and nanoseconds."""
+        return divmod(self.watched_ttl_ns if node.device.is_watched else self.ttl_ns, _NS)
 
     def directory(self, nodeid: int) -> Node:
         """Return a node whose entries may be used.

@@ -20,11 +20,11 @@ def lookup(export: Export, request: Request) -> Parts:
     node = export.special.find(export.nodes, request.nodeid, name)
     if node is not None:
         return export.entry_out(node, os.fstat(node.fd))
+    directory = export.directory(request.nodeid)
     try:
-        directory = export.nodes.fd(export.directory(request.nodeid))
-        return entry(export, directory, name)
+        return entry(export, export.nodes.fd(directory), name)
     except FileNotFoundError:
-        return export.no_entry()
+        return export.no_entry(directory)
 
 
 def entry(export: Export, directory: Fd, name: bytes) -> Parts:

@@ -12,6 +12,7 @@ import errno
 import os
 import stat
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import Final
 
 from godwit.linux import fuse, handles, setfsuid, statfs
@@ -27,13 +28,14 @@ _NEVER_FORGOTTEN: Final = 1 << 62
 class Device:
     """One of home's file systems below the exported directory."""
 
-    __slots__ = ("is_of_the_kernel", "mask", "mount", "number")
+    __slots__ = ("is_of_the_kernel", "is_watched", "mask", "mount", "number")
 
     def __init__(self, number: int, index: int, mount: OwnedFd | None, *, is_of_the_kernel: bool) -> None:
         self.number = number
         self.mount = mount  # for handles; None: it has none, or we may not use them
         self.mask = (index << _INO_BITS_OF_A_MOUNT) & 0xFFFFFFFFFFFFFFFF
         self.is_of_the_kernel = is_of_the_kernel
+        self.is_watched = False  # the host hears of changes
 
 
 class Node:
@@ -61,7 +63,8 @@ def signature(status: os.stat_result) -> tuple[int, int, int]:
 class Nodes:
     """All nodes of one mount at the host."""
 
-    def __init__(self, root: OwnedFd, max_descriptors: int) -> None:
+    def __init__(self, root: OwnedFd, max_descriptors: int, add_device: Callable[[Device], None]) -> None:
+        self._add_device = add_device  # called before anything on it is told
         self._max_descriptors = max_descriptors
         self._last_nodeid = fuse.FUSE_ROOT_ID - 1
         self._by_id: dict[int, Node] = {}
@@ -219,6 +222,7 @@ class Nodes:
             index = len(self._devices)
             device = Device(status.st_dev, index, mount, is_of_the_kernel=kind in _OF_THE_KERNEL)
             self._devices[status.st_dev] = device
+            self._add_device(device)
         return device
 
     def _mount(self, fd: OwnedFd, status: os.stat_result) -> OwnedFd | None:

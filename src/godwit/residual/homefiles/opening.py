@@ -27,7 +27,7 @@ def open_(export: Export, request: Request) -> Parts:
 
 def _opened(export: Export, request: Request, node: Node, fd: OwnedFd, flags: int) -> Parts:
     seen = signature(os.fstat(fd.number))
-    keep = fuse.FOPEN_KEEP_CACHE if export.is_watched or seen == node.seen else 0
+    keep = fuse.FOPEN_KEEP_CACHE if seen == node.seen else 0
     node.seen = seen
     fh = export.files.add(OpenFile(fd, node, export.identity(request), flags))
     return (fuse.fuse_open_out.pack(fh, keep, 0),)

@@ -117,7 +117,7 @@ class Pump:
     def _notify(self) -> None:
         try:
             while (message := self._notifications.get()) is not None:
-                for one in _each(message):
+                for one in messages_in(message):
                     self._write([one])
         except BaseException as error:  # noqa: BLE001  # kept; the host must not believe what it was told
             self.error = error
@@ -133,7 +133,7 @@ class Pump:
                 raise
 
 
-def _each(message: bytes) -> Iterator[bytes]:
+def messages_in(message: bytes) -> Iterator[bytes]:
     """Yield the kernel's messages in one of home's. Raises ProtocolError."""
     at = 0
     while at < len(message):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import struct
+import threading
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -34,8 +35,9 @@ from godwit.residual.homefiles.messages import (
     fields,
     parse,
 )
-from godwit.residual.homefiles.nodes import Nodes
+from godwit.residual.homefiles.nodes import Device, Nodes
 from godwit.residual.homefiles.special import Special
+from godwit.residual.homefiles.watch import Watch
 from godwit.residual.homefiles.workers import Workers
 from godwit.types import OwnedFd
 
@@ -64,6 +66,10 @@ _WANTED: Final = (
 )
 
 
+def _add_nothing(device: Device) -> None:
+    pass
+
+
 def _no_terminal(export: Export, request: Request) -> Parts:  # noqa: ARG001  # an `Operation`
     raise fail(errno.ENOTTY)
 
@@ -85,7 +91,7 @@ def _init(export: Export, request: Request) -> Parts:
     major, minor, readahead, offered, _ = fields(request, fuse.fuse_init_in)
     if major != fuse.FUSE_KERNEL_VERSION or minor < fuse.FUSE_OLDEST_MINOR_VERSION:
         raise fail(errno.EPROTO)
-    wanted = _WANTED if export.is_watched else _WANTED | fuse.FUSE_AUTO_INVAL_DATA
+    wanted = _WANTED if export.nodes.root.device.is_watched else _WANTED | fuse.FUSE_AUTO_INVAL_DATA
     reply = fuse.fuse_init_out.pack(
         *(major, min(minor, fuse.FUSE_KERNEL_MINOR_VERSION), readahead, wanted & offered),
         *(_MAX_BACKGROUND, _CONGESTION, fuse.MAX_WRITE_BYTES, 1, fuse.PAGES_OF_A_MESSAGE, 0, 0),
@@ -152,6 +158,7 @@ class HomeFiles:
             keep the parts.
         allowed: As whom the job may act.
         ttl_ns: How long the host may believe what it was told.
+        watched_ttl_ns: The same where home tells of changes; 0: it does not. Only root can.
         max_descriptors: How many files are held open for being known to the host, beyond open files.
     """
 
@@ -162,11 +169,14 @@ class HomeFiles:
         *,
         allowed: Credentials,
         ttl_ns: int = 1_000_000_000,
+        watched_ttl_ns: int = 0,
         max_descriptors: int = 4096,
     ) -> None:
         self._reply = reply
+        self._watch = Watch(reply) if watched_ttl_ns else None
+        add_device = self._watch.add_device if self._watch else _add_nothing
         with setfsuid.as_root(), OwnedFd(os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)) as fd:
-            nodes = Nodes(fd.release(), max_descriptors)
+            nodes = Nodes(fd.release(), max_descriptors, add_device)
         self._export = Export(
             nodes=nodes,
             files=Files(),
@@ -174,10 +184,12 @@ class HomeFiles:
             special=Special(),
             credentials=allowed,
             ttl_ns=ttl_ns,
-            is_watched=False,
+            watched_ttl_ns=watched_ttl_ns,
             notify=self._reply,
         )
         self._workers = Workers(self._answer)
+        if self._watch is not None:
+            self._watch.start(nodes)
 
     def handle(self, message: bytes | memoryview) -> None:
         """Serve one message of the host's kernel; the answer goes to `reply`, now or later.
@@ -199,6 +211,8 @@ class HomeFiles:
 
     def close(self) -> None:
         """Let all files and locks go, and end the threads. Call it from the thread that called `handle`."""
+        if self._watch is not None:
+            self._watch.close()
         self._workers.close()
         self._export.locks.close()
         self._export.files.close()
@@ -231,6 +245,8 @@ class HomeFiles:
 
     def _answer(self, unique: int, work: Callable[[], Parts | After | None]) -> None:
         """Send what the work returns or raises; None is sent by somebody else, later."""
+        if self._watch is not None:
+            self._watch.add_thread(threading.get_native_id())
         try:
             outcome = work()
         except OSError as error:
