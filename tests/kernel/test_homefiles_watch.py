@@ -31,8 +31,12 @@ def test_new_content_is_seen(tree: Served) -> None:
         assert file.read() == b"old"
         for content in (b"new", b"NEW", b"longer than before", b""):
             (tree.home / "d/a").write_bytes(content)
-            wait_for(lambda wanted=content: os.pread(file.fileno(), 100, 0) == wanted, "the content")
-            wait_for(lambda wanted=content: os.fstat(file.fileno()).st_size == len(wanted), "the size")
+            until_it_reads(file.fileno(), content)
+
+
+def until_it_reads(fd: int, content: bytes) -> None:
+    wait_for(lambda: os.pread(fd, 100, 0) == content, "the content")
+    wait_for(lambda: os.fstat(fd).st_size == len(content), "the size")
 
 
 def test_names_that_come_and_go_are_seen(tree: Served) -> None:
