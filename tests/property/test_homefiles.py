@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
 import struct
@@ -129,3 +130,40 @@ def test_answers_in_one_message_come_apart_again(bodies: list[bytes], rest: byte
         if not fuse.fuse_out_header.size <= claimed <= len(rest):
             with pytest.raises(ProtocolError):
                 list(messages_in(b"".join(whole) + rest))
+
+
+NAMED = {
+    fuse.FUSE_LOOKUP: b"",
+    fuse.FUSE_UNLINK: b"",
+    fuse.FUSE_RMDIR: b"",
+    fuse.FUSE_MKDIR: fuse.fuse_mkdir_in.pack(0o755, 0),
+    fuse.FUSE_MKNOD: fuse.fuse_mknod_in.pack(0o100644, 0, 0, 0),
+    fuse.FUSE_CREATE: fuse.fuse_create_in.pack(os.O_RDWR, 0o644, 0, 0),
+    fuse.FUSE_LINK: fuse.fuse_link_in.pack(2),
+    fuse.FUSE_SYMLINK: b"",
+    fuse.FUSE_RENAME: fuse.fuse_rename_in.pack(1),
+    fuse.FUSE_RENAME2: fuse.fuse_rename2_in.pack(1, 0, 0),
+}
+
+
+@pytest.mark.parametrize("opcode", NAMED)
+@pytest.mark.parametrize("name", [b"..", b".", b"", b"../outside", b"d/../../outside", b"/etc", b"../new"])
+def test_no_name_leads_out_of_its_directory(opcode: int, name: bytes, tmp_path: Path) -> None:
+    (tmp_path / "home/d").mkdir(parents=True)
+    (tmp_path / "outside").write_bytes(b"untouched")
+    answers: list[bytes] = []
+
+    def serve() -> None:
+        allowed = Credentials(frozenset({os.geteuid()}), frozenset({os.getegid()}))
+        with HomeFiles(
+            tmp_path / "home", lambda parts: answers.append(b"".join(parts)), allowed=allowed
+        ) as home:
+            for names in (name + b"\0new\0", b"d\0" + name + b"\0"):
+                body = NAMED[opcode] + names
+                home.handle(message(opcode, 1, os.geteuid(), body))
+                if opcode not in {fuse.FUSE_RENAME, fuse.FUSE_RENAME2}:
+                    break
+
+    in_a_thread(serve)
+    assert {fuse.fuse_out_header.unpack(answer)[1] for answer in answers} == {-errno.EINVAL}
+    assert sorted(os.listdir(tmp_path)) == ["home", "outside"]
