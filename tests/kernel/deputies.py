@@ -95,7 +95,10 @@ def turn_tree(root: int, carried: Sequence[bytes] = ()) -> list[Deputy]:
     """Stop and park a tree and turn every process of it, in this process."""
     tree = freeze.freeze(Pid(root))
     tree.park()
-    return [deputy.become(list(group.values()), carried=carried) for group in tree.tracees.values()]
+    return [
+        deputy.become(list(group.values()), deputy.new_cookie(), carried=carried)
+        for group in tree.tracees.values()
+    ]
 
 
 def turned(root: int, work: Callable[[], list[Deputy]] | None = None) -> dict[int, Deputy]:

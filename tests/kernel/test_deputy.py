@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from godwit.procfs import stat, status, tasks
-from godwit.types import Fd, Pid
+from godwit.types import Fd, Pid, Tid
 from tests.conftest import requires
 from tests.kernel import deputies
 from tests.kernel.deputies import Keeping, program, state, turned, until
@@ -282,3 +282,25 @@ def test_a_stranger_is_not_adopted() -> None:
             with pytest.raises(AssertionError, match="NoProcessError"):
                 keeper.adopt(deputies.unpacked({**deputies.packed(known), **wrong}))
         keeper.adopt(known, theirs)
+
+
+CAPSET = "ctypes.CDLL(None).syscall(126, struct.pack('<Ii', 0x20080522, 0), struct.pack('<6I', *{}))\n"
+
+
+@pytest.mark.parametrize(
+    "standing",
+    [
+        CAPSET.format((0,) * 6),
+        "os.setresuid(1000, 1000, 0)\n",
+        "os.setresuid(0, 1000, 0)\n",
+        "ctypes.CDLL(None).prctl(8, 1)\nos.setresuid(1000, 1000, 1000)\n"
+        + CAPSET.format((0x2000, 0x2000, 0, 0, 0, 0)),
+        "os.setgroups([5])\nos.setresgid(1000, 1000, 1000)\nos.setresuid(1000, 1000, 1000)\n",
+    ],
+    ids=["root without capabilities", "saved root", "real root", "a user with one capability", "a user"],
+)
+def test_it_may_do_what_the_program_might(standing: str) -> None:
+    with program("import ctypes, os, struct\n" + standing + SLEEPS) as child:
+        before = status.read_standing(child.pid, Tid(child.pid))
+        turned(child.pid)
+        assert status.read_standing(child.pid, Tid(child.pid)) == before

@@ -173,7 +173,8 @@ def test_what_went_along_is_dropped_and_what_came_late_stays() -> None:
             queue(child.pid, 42, 6)
             os.kill(child.pid, signal.SIGCHLD)
             tree.park()
-            return [deputy.become(list(tree.tracees[child.pid].values()), carried=carried)]
+            threads = list(tree.tracees[child.pid].values())
+            return [deputy.become(threads, deputy.new_cookie(), carried=carried)]
 
         keeper.adopt(turned(child.pid, work)[child.pid])
         os.kill(child.pid, signal.SIGTERM)

@@ -33,6 +33,7 @@ def test_what_threads_held_in_shared_memory_stays_held(tmp_path: Path) -> None:
         assert looked.stdout == "EBUSY 4711\n"
 
 
+COOKIE = bytes(range(16))
 # Counts in a file, from two threads.
 COUNTS = """
 import mmap, os, sys, threading
@@ -79,7 +80,7 @@ def turn_and_die(child: Program, calls: int, notes: Path, monkeypatch: pytest.Mo
         monkeypatch.setattr(rest, "put_to_rest", put_to_rest)
         notes.write_text("parked")
         die_after(calls, monkeypatch)
-        deputy.become(list(tree.tracees[child.pid].values()))
+        deputy.become(list(tree.tracees[child.pid].values()), COOKIE)
 
     status = apart(work)
     assert status in (0, signal.SIGKILL)
@@ -131,6 +132,8 @@ def test_whoever_turns_it_may_die_at_any_moment(tmp_path: Path, monkeypatch: pyt
             never_runs_again(child, turns, notes)
             if is_deputy(child.pid):
                 late += 1
+                with Keeping() as keeper:
+                    keeper.adopt(deputy.find(child.pid, COOKIE))
             else:
                 early += 1
                 turn_again(child)

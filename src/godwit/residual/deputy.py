@@ -11,8 +11,12 @@ the effective ones, /proc/PID/exe shows the deputy's own file.
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import fcntl
+import functools
 import os
+import resource
 import secrets
 import signal
 import socket
@@ -21,22 +25,24 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from godwit.errors import InternalError, NoProcessError, UnsupportedStateError
+from godwit.errors import InternalError, NoProcessError, Refusal, UnsupportedStateError
 from godwit.linux import elf
 from godwit.linux.arch import DEPUTY_CALLS_AT, NR, TRAP_AT, WAY_BACK_AT, deputy
-from godwit.procfs import source, stat, status, tasks
-from godwit.residual import rest, waiting
+from godwit.procfs import limits, source, stat, status, tasks
+from godwit.residual import rest, scratch, standing, waiting
 from godwit.tracee import calls
 from godwit.tracee.calls import Workshop
 from godwit.tracee.gadgets import Gadgets
 from godwit.tracee.task import Tracee
-from godwit.types import Pid, RemoteAddr
+from godwit.types import Pid, RemoteAddr, Tid
 
-SCRATCH_BYTES: Final = 64 << 10
 COOKIE_BYTES: Final = 16
 _NAME: Final = "godwit-deputy"
 _EXE: Final = f"/memfd:{_NAME} (deleted)"
 _PROGRAM_LIMIT_BYTES: Final = 4096
+_TRAILER: Final = struct.Struct(f"<ii{COOKIE_BYTES}s")  # of its program: reports, writer, cookie
+_DESCRIPTORS: Final = 3
+_MEMFD_NOEXEC: Final = "/proc/sys/vm/memfd_noexec"
 _BOOT_ID: Final = "/proc/sys/kernel/random/boot_id"
 _MFD_CLOEXEC, _MFD_ALLOW_SEALING = 1, 2
 _F_ADD_SEALS: Final = 1033
@@ -62,15 +68,41 @@ class Deputy:
     close_on_exec: tuple[int, ...] = ()  # descriptors that had FD_CLOEXEC; none has now
 
 
-def become(threads: Sequence[Tracee], *, carried: Iterable[bytes] = ()) -> Deputy:
+def obstacles(pid: Pid) -> list[Refusal]:
+    """Return what would keep a process from becoming a deputy: to be asked before it may leave."""
+    found: list[Refusal] = []
+
+    def refuse(what: str, why: str, remedy: str = "") -> None:
+        found.append(Refusal(what=what, where=f"pid {pid}", why=why, remedy=remedy))
+
+    limit = limits.read(pid)[resource.RLIMIT_NOFILE][0]
+    if sum(fd < limit for fd in tasks.open_fds(pid)) + _DESCRIPTORS > limit:
+        why = "its deputy needs 3 descriptors more than it has"
+        refuse("its limit of open files", why, "raise it (prlimit --nofile)")
+    if stat.read(pid, Tid(pid)).state in "ZX":
+        refuse("a first thread that has ended", "execve(2) keeps the pid of that thread only")
+    with contextlib.suppress(FileNotFoundError), open(_MEMFD_NOEXEC, encoding="ascii") as file:
+        if file.read().strip() == "2":
+            refuse("vm.memfd_noexec is 2", "its deputy is a program in a memfd", "set it to 1 or 0")
+    return found
+
+
+def new_cookie() -> bytes:
+    """Return a secret for one deputy."""
+    return secrets.token_bytes(COOKIE_BYTES)
+
+
+def become(threads: Sequence[Tracee], cookie: bytes, *, carried: Iterable[bytes] = ()) -> Deputy:
     """Turn a process that has left into its deputy. It is detached from, and waits for signals.
 
     If all threads were parked, no code of the program runs, whenever we die on the way: it is the deputy
-    then, or is stopped or at rest, and another call can turn it. FD_CLOEXEC may have been cleared already.
+    then, and `find` finds it, or is stopped or at rest, and another call can turn it. FD_CLOEXEC may have
+    been cleared already.
 
     Args:
         threads: All of the process, leader first, stopped by us; after a commit, parked. Nobody needs
             the content of its memory any more.
+        cookie: From `new_cookie`, and written down for whoever comes after us.
         carried: The siginfo_t of signals that went along: they are dropped here.
 
     Raises:
@@ -80,32 +112,26 @@ def become(threads: Sequence[Tracee], *, carried: Iterable[bytes] = ()) -> Deput
     leader = threads[0]
     gadgets = rest.put_to_rest(threads)
     comm = source.read_bytes(leader.pid, "comm").removesuffix(b"\n")
-    starttime = stat.read(leader.pid).starttime
-    workshop = calls.map_workshop(leader, frames=True, gadgets=gadgets)
-    try:
+    with contextlib.closing(calls.map_workshop(leader, frames=True, gadgets=gadgets)) as workshop:
         for task in threads:
             _forget_threads_memory(task, workshop)
         close_on_exec = _prepare(leader, workshop)
         waiting.drop_carried(workshop, threads, carried)
         reports, writer, program_fd = _open(leader, workshop)
-        cookie = secrets.token_bytes(COOKIE_BYTES)
-        program = elf.static_executable(deputy(writer, comm) + cookie, scratch_bytes=SCRATCH_BYTES)
-        _write_program(leader, workshop, program_fd, program)
+        _write_program(leader, workshop, program_fd, _program(comm, reports, writer, cookie))
+        before = standing.before_exec(leader.pid, functools.partial(workshop.call, leader))
         _execute(threads, workshop, program_fd)
-    finally:
-        workshop.close()
+    known = dataclasses.replace(find(leader.pid, cookie), close_on_exec=close_on_exec)
+    standing.after_exec(leader.pid, before, functools.partial(scratch.call, leader, verify(known)))
     # It has its name by then, even if job control holds it stopped.
     leader.run_until_call(NR["rt_sigtimedwait"])
     leader.detach()
-    return Deputy(
-        pid=leader.pid,
-        starttime=starttime,
-        boot_id=read_boot_id(),
-        cookie=cookie,
-        reports=reports,
-        writer=writer,
-        close_on_exec=close_on_exec,
-    )
+    return known
+
+
+def _program(comm: bytes, reports: int, writer: int, cookie: bytes) -> bytes:
+    code = deputy(writer, comm) + _TRAILER.pack(reports, writer, cookie)
+    return elf.static_executable(code, scratch_bytes=scratch.SCRATCH_BYTES)
 
 
 def read_boot_id() -> str:
@@ -114,23 +140,48 @@ def read_boot_id() -> str:
         return file.read().strip()
 
 
+def find(pid: Pid, cookie: bytes) -> Deputy:
+    """Return what there is to know of a deputy, but for `close_on_exec`.
+
+    Raises:
+        NoProcessError: The process is gone, or no deputy with that cookie.
+    """
+    program = _read_program(pid)
+    reports, writer, its = _TRAILER.unpack(program[-_TRAILER.size :])
+    if not secrets.compare_digest(its, cookie):
+        raise NoProcessError(f"pid {pid} is another deputy")
+    return Deputy(
+        pid=pid,
+        starttime=stat.read(pid).starttime,
+        boot_id=read_boot_id(),
+        cookie=cookie,
+        reports=reports,
+        writer=writer,
+    )
+
+
 def verify(known: Deputy) -> Gadgets:
     """Check that a task is the deputy known as such; return where calls can be made in it.
 
     Raises:
         NoProcessError: It is not, or no more.
     """
-    try:
-        with open(f"/proc/{known.pid}/exe", "rb", buffering=0) as file:
-            link, program = os.readlink(f"/proc/{known.pid}/exe"), file.read(_PROGRAM_LIMIT_BYTES)
-        starttime = stat.read(known.pid).starttime
-    except OSError as error:
-        raise NoProcessError(f"deputy {known.pid} is gone") from error
-    same_task = starttime == known.starttime and read_boot_id() == known.boot_id
-    if not same_task or link != _EXE or not secrets.compare_digest(program[-COOKIE_BYTES:], known.cookie):
-        raise NoProcessError(f"pid {known.pid} is no deputy, or another one")
-    at = elf.entry_point(program) + DEPUTY_CALLS_AT
+    its = dataclasses.replace(find(known.pid, known.cookie), close_on_exec=known.close_on_exec)
+    if its != known:
+        raise NoProcessError(f"pid {known.pid} is another deputy")
+    at = elf.entry_point(_read_program(known.pid)) + DEPUTY_CALLS_AT
     return Gadgets(at, at + WAY_BACK_AT)
+
+
+def _read_program(pid: Pid) -> bytes:
+    try:
+        with open(f"/proc/{pid}/exe", "rb", buffering=0) as file:
+            link, program = os.readlink(f"/proc/{pid}/exe"), file.read(_PROGRAM_LIMIT_BYTES)
+    except OSError as error:
+        raise NoProcessError(f"deputy {pid} is gone") from error
+    if link != _EXE or len(program) < _TRAILER.size:
+        raise NoProcessError(f"pid {pid} is no deputy")
+    return program
 
 
 def _forget_threads_memory(task: Tracee, workshop: Workshop) -> None:

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
 import struct
 from dataclasses import dataclass
 from typing import Final
 
 from godwit.errors import RequestError
-from godwit.linux import abi, elf, mem, ptrace
+from godwit.linux import abi, ptrace
 from godwit.linux.arch import NR
 from godwit.linux.ptrace import SIGINFO_BYTES
-from godwit.residual.deputy import SCRATCH_BYTES, Deputy
+from godwit.residual import scratch
+from godwit.residual.deputy import Deputy
 from godwit.residual.reports import Reports
 from godwit.residual.waiting import code_of, number_of
-from godwit.tracee import calls
 from godwit.tracee.gadgets import Gadgets
 from godwit.tracee.task import ALL_SIGNALS, Tracee
 
@@ -89,28 +88,8 @@ def begin_exit(kept: Kept, code: int) -> None:
 
 def begin_death(kept: Kept, number: int) -> None:
     """Let a halted deputy die by a signal. It dumps no core: that would overwrite the program's own."""
-    call(kept, "prctl", _PR_SET_DUMPABLE, 0)
+    scratch.call(kept.task, kept.gadgets, "prctl", _PR_SET_DUMPABLE, 0)
     be_stopped(kept, number)
-
-
-def call(kept: Kept, name: str, *args: int | bytes) -> tuple[int, tuple[bytes, ...]]:
-    """Make a call in a halted deputy; it stays halted. Raises OSError as the call would."""
-    words: list[int] = []
-    buffers: list[tuple[int, int]] = []
-    at = elf.SCRATCH_ADDRESS
-    with mem.open_memory(kept.deputy.pid) as memory:
-        for arg in args:
-            if isinstance(arg, int):
-                words.append(arg)
-                continue
-            if at + len(arg) > elf.SCRATCH_ADDRESS + SCRATCH_BYTES:
-                raise RequestError(f"more than {SCRATCH_BYTES} bytes for a call in a deputy")
-            os.pwrite(memory.number, arg, at)
-            words.append(at)
-            buffers.append((at, len(arg)))
-            at += (len(arg) + 15) & ~15
-        result = calls.single_call(kept.task, kept.gadgets, memory, name, *words)
-        return result, tuple(os.pread(memory.number, length, start) for start, length in buffers)
 
 
 def let_go(kept: Kept) -> None:

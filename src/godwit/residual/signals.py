@@ -24,7 +24,7 @@ from typing import Final, TypeVar
 from godwit.errors import GodwitError, NoProcessError
 from godwit.linux import ptrace, signalfd
 from godwit.linux.ptrace import Stop
-from godwit.residual import ending
+from godwit.residual import ending, scratch
 from godwit.residual.deputy import Deputy, verify
 from godwit.residual.ending import Kept
 from godwit.residual.reports import Reports
@@ -298,7 +298,7 @@ class Keeper:
     def _call(self, kept: Kept, name: str, *args: int | bytes) -> tuple[int, tuple[bytes, ...]]:
         self._halt(kept)
         try:
-            return ending.call(kept, name, *args)
+            return scratch.call(kept.task, kept.gadgets, name, *args)
         finally:
             ending.let_go(kept)
 

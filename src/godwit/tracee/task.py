@@ -154,10 +154,9 @@ class Tracee:
         return self._run(ptrace.resume, lambda stop: self._at_trap(stop, trap_signal, trap_address))
 
     def run_until_executed(self, trap_signal: int, trap_address: int, others: Iterable[Tracee]) -> bool:
-        """Run the entered code until it has executed another program; what `save` noted means nothing then.
+        """Run the entered code until it has executed another program; it is saved at its first instruction.
 
-        Return False where it came to its trap instead. The registers of an execve(2) are still its result's:
-        the first call to be seen is its own exit.
+        Return False where it came to its trap instead.
 
         Args:
             trap_signal: As of `run_until_trap`.
@@ -179,7 +178,10 @@ class Tracee:
             if stop.exited:
                 raise NoProcessError(f"thread {self.tid} of pid {self.pid} died while executing a program")
             if stop.event == ptrace.PTRACE_EVENT_EXEC:
+                # Inside execve(2) still: its result would overwrite a register of ours.
+                self._run(ptrace.resume_to_call, lambda stop: stop.signal == signal.SIGTRAP)
                 self._entered, self._mask = False, None
+                self.save()
                 return True
             if stop.event == 0:
                 if self._at_trap(stop, trap_signal, trap_address):
