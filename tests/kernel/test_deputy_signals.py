@@ -194,3 +194,31 @@ def test_timers_of_the_program_do_not_go_on_at_home() -> None:
         until(lambda: status.read(Pid(child.pid)).shd_pnd, "an alarm")
         keeper.adopt(turned(child.pid)[child.pid])
         assert not keeper.hear(0.1)
+
+
+def test_a_keeper_may_die_in_the_middle_of_anything() -> None:
+    chance = random.Random(0)
+    with program(SLEEPS) as child:
+        known = turned(child.pid)[child.pid]
+        for turn in range(40):
+            with Keeping() as keeper:
+                keeper.adopt(known)
+                for _ in range(chance.randrange(1, 60)):
+                    keeper.say("call", child.pid, "getppid")
+                    if not chance.randrange(10):
+                        keeper.say("stop", child.pid, chance.choice((19, 20)))
+                        keeper.say("cont", child.pid)
+                # A part of it has been done, whatever that is.
+                keeper.hear(chance.random() / 200)
+            with Keeping() as keeper:
+                keeper.adopt(known)
+                # Left stopped or about to be, as job control has it; SIGCONT ends both.
+                os.kill(child.pid, signal.SIGCONT)
+                queue(child.pid, 40, turn)
+                while True:
+                    told = keeper.next("Signal", child.pid)
+                    assert told["signo"] in (18, 20, 40)
+                    if told["signo"] == 40:
+                        break
+                assert payload(told)[1] == turn
+                assert keeper.call(child.pid, "getppid") == (os.getpid(), [])

@@ -15,7 +15,7 @@ from godwit.linux.ptrace import SIGINFO_BYTES
 from godwit.residual import scratch
 from godwit.residual.deputy import Deputy
 from godwit.residual.reports import Reports
-from godwit.residual.waiting import code_of, number_of
+from godwit.residual.waiting import SI_KERNEL, code_of, number_of
 from godwit.tracee.gadgets import Gadgets
 from godwit.tracee.task import ALL_SIGNALS, Tracee
 
@@ -71,11 +71,15 @@ def go_on(kept: Kept) -> None:
         abi.syscall("rt_tgsigqueueinfo", kept.deputy.pid, kept.task.tid, signal.SIGCONT, bytes(info))
 
 
-def is_our_cont(kept: Kept, info: bytes) -> bool:
-    """Tell whether a signal is one of `go_on`, ours or an earlier keeper's."""
+def is_ours(kept: Kept, info: bytes) -> bool:
+    """Tell whether a signal is a keeper's doing, this one's or an earlier one's, and not for the program."""
+    number, code = number_of(info), code_of(info)
+    if number == signal.SIGTRAP and code == SI_KERNEL:
+        # What becomes of a stop at a system call whose tracer died; no process can send that.
+        return True
     value = info[_SI_VALUE_AT : _SI_VALUE_AT + _SI_VALUE_BYTES]
-    ours = value == kept.deputy.cookie[:_SI_VALUE_BYTES]
-    return ours and number_of(info) == signal.SIGCONT and code_of(info) == _SI_QUEUE
+    marked = value == kept.deputy.cookie[:_SI_VALUE_BYTES]
+    return marked and number == signal.SIGCONT and code == _SI_QUEUE
 
 
 def begin_exit(kept: Kept, code: int) -> None:

@@ -40,7 +40,7 @@ T = TypeVar("T")
 class Signal:
     """A signal came to the deputy and is to be delivered where the program runs."""
 
-    number: int  # growing, to be confirmed; 0: a SIGSTOP, which cannot be lost: the deputy is stopped
+    number: int  # growing, with gaps, to be confirmed; 0: a SIGSTOP, which shows again: the deputy is stopped
     info: bytes  # siginfo_t, with ids as seen from home
 
     @property
@@ -205,7 +205,7 @@ class Keeper:
 
     def _report(self, kept: Kept) -> None:
         while (report := kept.reports.next()) is not None:
-            if not ending.is_our_cont(kept, report.info):
+            if not ending.is_ours(kept, report.info):
                 self._tell(kept.deputy.pid, Signal(report.number, report.info))
 
     def _take_stops(self) -> None:

@@ -20,7 +20,7 @@ from godwit.tracee.task import Tracee
 
 _SET_BYTES: Final = 8
 _NO_WAIT: Final = bytes(16)
-_SI_KERNEL: Final = 0x80
+SI_KERNEL: Final = 0x80
 _OF_INTERVAL_TIMERS: Final = (signal.SIGALRM, signal.SIGVTALRM, signal.SIGPROF)
 _AT_ONCE: Final = 100  # fits the workshop's data area
 
@@ -65,7 +65,7 @@ def _without(infos: Iterable[bytes], known: Counter[bytes]) -> Iterator[bytes]:
 
 
 def _of_interval_timer(info: bytes) -> bool:
-    return code_of(info) == _SI_KERNEL and number_of(info) in _OF_INTERVAL_TIMERS
+    return code_of(info) == SI_KERNEL and number_of(info) in _OF_INTERVAL_TIMERS
 
 
 def _take(workshop: Workshop, leader: Tracee, number: int, count: int) -> Iterator[bytes]:
