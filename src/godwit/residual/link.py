@@ -121,12 +121,12 @@ class Link:
         """How much is kept until the peer confirms it."""
         return self._tally.held_bytes
 
-    def send(self, channel: int, *parts: bytes) -> None:
+    def send(self, channel: int, *parts: bytes, wait: bool = True) -> None:
         """Send a message; it will be delivered once, after those sent before.
 
-        The parts are kept by reference. On return the message is with the kernel, or will be written by the
-        thread that is writing just now, or by `attach`. Waits while the window is full or the link quiesced;
-        in a handler never.
+        The parts are kept by reference. On return the message is with the kernel, or will be written by
+        another thread, or by `attach`. Waits while the window is full or the link quiesced, and for the
+        kernel. In a handler, or without `wait`, for neither: who sends so asks `has_room` before.
 
         Raises:
             LinkClosedError: The link has ended.
@@ -134,17 +134,22 @@ class Link:
         length = sum(map(len, parts))
         assert length <= linkframes.PAYLOAD_LIMIT_BYTES
         assert channel != linkframes.OWN_CHANNEL
-        in_handler = threading.current_thread() is self._reader
+        wait = wait and threading.current_thread() is not self._reader
         with self._lock:
-            self._wait_for_room(length, in_handler=in_handler)
+            self._wait_for_room(length, wait=wait)
             self._tally.add(channel, parts, length)
             line = self._line
             if line is None or not self._turn.begin(line):
                 return
-        if in_handler:
-            self._turn.write_without_waiting(line, length)
-        else:
+        if wait:
             self._turn.write_out(line)
+        else:
+            self._turn.write_without_waiting(line, length)
+
+    def has_room(self, length_bytes: int, patience_s: float = 0) -> bool:
+        """Tell whether the window takes so many bytes within the time; an ended link takes everything."""
+        with self._lock:
+            return self._changed.wait_for(lambda: self._ended or self._fits(length_bytes), patience_s)
 
     def attach(self, pipe: Pipe, heard: Greeting | None = None) -> None:
         """Go on over a fresh connection; the one before, if any, is cut.
@@ -213,18 +218,16 @@ class Link:
 
     # -- sending
 
-    def _wait_for_room(self, length: int, *, in_handler: bool) -> None:
-        tally, window = self._tally, self._window_bytes
-        if in_handler:
-            if tally.held_bytes > _OVERDRAFT * window:
-                raise ProtocolError("the peer asks on and on, and does not take the answers")
-        else:
-            # A message larger than the window may go alone.
-            while not self._ended and (
-                self._paused or (tally.held_bytes and tally.held_bytes + length > window)
-            ):
-                self._changed.wait()
+    def _wait_for_room(self, length: int, *, wait: bool) -> None:
+        if wait:
+            self._changed.wait_for(lambda: self._ended or (not self._paused and self._fits(length)))
+        elif self._tally.held_bytes > _OVERDRAFT * self._window_bytes:
+            raise ProtocolError("the peer asks on and on, and does not take the answers")
         self._check_open()
+
+    def _fits(self, length: int) -> bool:
+        # A message larger than the window may go alone.
+        return not self._tally.held_bytes or self._tally.held_bytes + length <= self._window_bytes
 
     def _check_open(self) -> None:
         if self._ended:
