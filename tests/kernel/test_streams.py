@@ -111,6 +111,8 @@ def test_the_writer_at_home_gets_sigpipe_when_the_program_reads_no_more(keepers:
         out, _ = head.communicate(timeout=30)
         assert len(out) == 1000
         assert yes.wait(30) == -signal.SIGPIPE
+    # Both ends have said their last words: a stream that nobody forgets is a leak.
+    wait_until(lambda: not keepers.home.streams.stream_ids and not keepers.host.streams.stream_ids)
 
 
 def test_the_program_gets_sigpipe_when_the_reader_at_home_is_gone(keepers: Keepers) -> None:

@@ -136,6 +136,12 @@ class Streams:
             self._streams[state.stream_id] = stream
             self._look(stream)
 
+    @property
+    def stream_ids(self) -> frozenset[int]:
+        """The streams that are not over."""
+        with self._lock:
+            return frozenset(self._streams)
+
     def hold(self, stream_id: int, *, held: bool = True) -> None:
         """Leave what can be read where it is, until told otherwise. A stream that is over is left alone."""
         with self._lock:
