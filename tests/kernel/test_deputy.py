@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from godwit.procfs import stat, status, tasks
+from godwit.residual import deputy
 from godwit.types import Fd, Pid, Tid
 from tests.conftest import requires
 from tests.kernel import deputies
@@ -304,3 +305,34 @@ def test_it_may_do_what_the_program_might(standing: str) -> None:
         before = status.read_standing(child.pid, Tid(child.pid))
         turned(child.pid)
         assert status.read_standing(child.pid, Tid(child.pid)) == before
+
+
+def test_a_program_without_room_for_descriptors_is_refused_beforehand() -> None:
+    full = "import os, resource\nresource.setrlimit(resource.RLIMIT_NOFILE, (5, 5))\n"
+    with program(full + SLEEPS) as child:
+        # It has three: one short.
+        (refusal,) = deputy.obstacles(child.pid)
+        assert "open files" in refusal.what
+        with pytest.raises(AssertionError, match="3 more descriptors"):
+            turned(child.pid)
+    with program(full.replace("5", "6") + SLEEPS) as child:
+        assert deputy.obstacles(child.pid) == []
+        turned(child.pid)
+
+
+TITLED = """
+import os
+place = open('/proc/self/stat').read().rpartition(') ')[2].split()
+start, end = int(place[45]), int(place[46])
+with open('/proc/self/mem', 'r+b', 0) as memory:
+    memory.seek(start)
+    memory.write(b'worker: at work'.ljust(end - start + 40, b' ') + b'\\0')
+"""
+
+
+def test_a_title_that_a_program_gave_itself_stays() -> None:
+    with program(TITLED + SLEEPS) as child:
+        before = look(child.pid)["ps"]
+        assert b"worker: at work" in bytes(str(before), "ascii")
+        turned(child.pid)
+        assert look(child.pid)["ps"] == before
