@@ -89,6 +89,7 @@ def migrate(  # noqa: PLR0913  # an argument for each option
     bandwidth_bytes_per_s: float | None = None,
     connections: int | None = None,
     tcp_close: bool = False,
+    home: bool = False,
     trace: Path | None = None,
     progress: Progress = silent,
 ) -> Report:
@@ -103,6 +104,7 @@ def migrate(  # noqa: PLR0913  # an argument for each option
         bandwidth_bytes_per_s: Send no more than this.
         connections: Send memory over so many at once; None: as cores allow.
         tcp_close: TCP connections may break: the program finds them reset.
+        home: Its home stays here: it goes on using this machine's files, and is reached by its pids here.
         trace: Where to write the timeline of the move.
         progress: Told where the move stands.
 
@@ -117,6 +119,7 @@ def migrate(  # noqa: PLR0913  # an argument for each option
         bandwidth_bytes_per_s=bandwidth_bytes_per_s,
         connections=connections,
         tcp_close=tcp_close,
+        home=home,
         trace=trace,
     )
     return source.migrate(Pid(pid), host, _connector(host), options, progress=progress)

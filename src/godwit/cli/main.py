@@ -34,7 +34,7 @@ SUMMARIES = {
     "lab": "Machines made of namespaces, all on this computer.",
     "demo": "Watch a running program fly between three machines.",
     "bench": "What a move spent its time on, drawn and in numbers.",
-    "keeper": "Be the keeper of this machine; it is started by itself.",
+    "keeper": "Be the keeper of this user and machine, unless there is one.",
     "completion": "Print what makes a shell complete godwit's words.",
 }
 

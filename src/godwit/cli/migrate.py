@@ -18,6 +18,7 @@ from godwit.cli.values import DURATION, RATE
         "godwit migrate 4711 tls://other:7487        to a `godwit receive --listen` there",
         "godwit migrate 4711 b --max-freeze 20ms     never stopped for longer, or not moved at all",
         "godwit migrate 4711 b --bandwidth 50MB/s    leave room on the line for others",
+        "godwit migrate 4711 b --home                its files and its pid stay here, and are reached",
         "godwit migrate 4711 b --trace move.json     then: godwit bench plot move.json",
         "godwit lab exec a -- godwit migrate 15 b    from one lab node to another",
         "godwit migrate 4711 alice@other --json | jq .freeze_ms",
@@ -69,6 +70,13 @@ from godwit.cli.values import DURATION, RATE
     type=click.Path(path_type=Path, dir_okay=False),
     help="Write the timeline of the move, in the Chrome trace-event format.",
 )
+@click.option(
+    "--home",
+    "home",
+    is_flag=True,
+    help="Its home stays here: it goes on using this machine's files, keeps its pids and its parent here, and"
+    " gets the signals sent to them.",
+)
 @tcp_close_option
 @foreign_options
 @common_options
@@ -82,6 +90,7 @@ def migrate(  # noqa: PLR0913, PLR0917  # an argument for each option
     connections: int | None,
     trace: Path | None,
     tcp_close: bool,
+    home: bool,
 ) -> None:
     """Move process PID and its descendants to HOST.
 
@@ -104,6 +113,7 @@ def migrate(  # noqa: PLR0913, PLR0917  # an argument for each option
             bandwidth_bytes_per_s=bandwidth,
             connections=connections,
             tcp_close=tcp_close,
+            home=home,
             trace=trace,
             progress=progress,
         )

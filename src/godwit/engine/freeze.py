@@ -36,6 +36,7 @@ class FrozenTree:
     """A tree whose threads are all stopped and saved."""
 
     root: Pid
+    alone: bool = False  # only the root, without its descendants
     # Leader first in each.
     tracees: dict[Pid, dict[Tid, Tracee]] = field(default_factory=dict[Pid, dict[Tid, Tracee]])
     schedulers: SchedulerClocks = field(default_factory=SchedulerClocks)
@@ -116,7 +117,7 @@ def _members(root: Pid) -> list[Pid]:
 def _stop_new(tree: FrozenTree) -> bool:
     """Seize and stop every thread not yet ours; tell whether there was any."""
     fresh: list[Tracee] = []
-    for pid in _members(tree.root):
+    for pid in [tree.root] if tree.alone else _members(tree.root):
         group = tree.tracees.setdefault(pid, {})
         with contextlib.suppress(ProcessLookupError):
             for tid in tasks.list_tids(pid):
@@ -173,14 +174,14 @@ def _seize_and_interrupt(tree: FrozenTree, pid: Pid, tid: Tid) -> Tracee | None:
     return task
 
 
-def freeze(root: Pid) -> FrozenTree:
-    """Stop the tree under `root`. The caller thaws it, whatever happens.
+def freeze(root: Pid, *, alone: bool = False) -> FrozenTree:
+    """Stop the tree under `root`, or the root alone. The caller thaws it, whatever happens.
 
     Raises:
         NoProcessError: The root is gone.
         BusyError, AccessError: A thread cannot be seized. Nothing stays stopped.
     """
-    tree = FrozenTree(root)
+    tree = FrozenTree(root, alone)
     try:
         while _stop_new(tree):
             pass

@@ -10,6 +10,7 @@ import contextlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from godwit.engine import missing, ranges, reshape, space
 from godwit.engine import stub as stubs
@@ -23,7 +24,7 @@ from godwit.procfs import maps
 from godwit.resources import memory, objects
 from godwit.resources.objects import ObjectEntry
 from godwit.resources.outline import OutlineEntry, SpaceEntry
-from godwit.resources.roots import OURS, Root
+from godwit.resources.roots import OURS, Root, at_home
 from godwit.tracee.calls import WORKSHOP_BYTES
 from godwit.tracee.task import Tracee
 from godwit.types import Fd, OwnedFd, Pid
@@ -39,6 +40,7 @@ class Groundwork:
     family: Family | None = None
     shape: OutlineEntry | None = None
     root: Root = OURS  # where the tree's names begin
+    lodging: Path | None = None  # where the root of the pod is mounted, in our mount namespace
     reshaped: bool = False  # mappings were changed since they were made
     postcopy: bool = False  # pages may come later: every process gets a userfaultfd
     uffds: dict[int, OwnedFd] = field(default_factory=dict[int, OwnedFd])  # by the tree's own pid
@@ -58,6 +60,11 @@ class Groundwork:
             self._discard()
             self._spawn(shape)
         self.shape = shape
+
+    def lodge(self, directory: Path) -> None:
+        """Have the pod take the mount at `directory`, the files of the tree's home, as its root."""
+        self.lodging = directory
+        self.root = at_home(directory)
 
     @property
     def armed(self) -> bool:
@@ -101,6 +108,9 @@ class Groundwork:
         spans = [[(vma.start, vma.end) for vma in space_.vmas] for space_ in shape.spaces]
         seed_task = self._seed(shape)
         try:
+            if self.lodging is not None:
+                # What is opened from now on is opened as the pod sees it.
+                self.root = at_home(Path(f"/proc/{seed_task.pid}/root"))
             own = [(mapping.start, mapping.end) for mapping in maps.read_maps(seed_task.pid)]
             workshop_at = memory.free_range([*spans, own], WORKSHOP_BYTES)
             inner = 1 if self.in_pod else self._seed_pid(shape)
@@ -136,6 +146,7 @@ class Groundwork:
             pids=pids,
             flags=flags,
             status_fd=self.status_fd if self.in_pod else None,
+            root=self.lodging,
             new_session=self.in_pod,
         )
 

@@ -16,10 +16,11 @@ import socket
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Final, NoReturn
 
 from godwit.errors import BusyError, DestinationError, InternalError
-from godwit.linux import clone, elf, ptrace
+from godwit.linux import clone, elf, mount, ns, ptrace
 from godwit.linux.arch import pod_init
 from godwit.linux.clone import CloneArgs
 from godwit.linux.mem import open_memory
@@ -138,7 +139,13 @@ class Stub:
 
 
 def make_seed(
-    transfer: Transfer, *, pids: Sequence[Pid], flags: int, status_fd: Fd | None, new_session: bool
+    transfer: Transfer,
+    *,
+    pids: Sequence[Pid],
+    flags: int,
+    status_fd: Fd | None,
+    new_session: bool,
+    root: Path | None = None,
 ) -> Tracee:
     """Fork the first stub; return it stopped, saved, at the start of its one-page program.
 
@@ -148,6 +155,7 @@ def make_seed(
         flags: CLONE_NEW* of the seed.
         status_fd: Becomes the stub's STATUS_FD; None leaves that number closed.
         new_session: The stub leads a session of its own.
+        root: A mount of ours that becomes the stub's root, in a mount namespace of its own.
 
     Raises:
         BusyError: A pid is taken.
@@ -168,7 +176,8 @@ def make_seed(
                 ) from error
             if pid == 0:
                 os.close(ready_write)
-                _become_seed(ready_read, program.number, transfer.far.fileno(), status_fd, new_session)
+                fds = (ready_read, program.number, transfer.far.fileno())
+                _become_seed(*fds, status_fd, new_session, root)
             return _seize_seed(pid, ready_write)
         finally:
             os.close(ready_read)
@@ -176,12 +185,15 @@ def make_seed(
 
 
 def _become_seed(
-    ready: int, program: int, transfer: int, status_fd: int | None, new_session: bool
+    ready: int, program: int, transfer: int, status_fd: int | None, new_session: bool, root: Path | None
 ) -> NoReturn:
     try:
         os.read(ready, 1)
         if new_session:
             os.setsid()
+        if root is not None:
+            ns.unshare(ns.CLONE_NEWNS)
+            mount.pivot_to(root)
         # Out of the way of the numbers to be used first.
         sources = [_duplicate_high(fd) for fd in (program, transfer)]
         status = _duplicate_high(status_fd) if status_fd is not None else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import socket
 import threading
 import time
@@ -170,6 +171,8 @@ def serve(connect: Connect) -> None:
     Raises:
         OSError: Its socket cannot be made.
     """
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limits[1], limits[1]))
     path = keeping.socket_path()
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listening:
         with contextlib.suppress(FileNotFoundError, ConnectionRefusedError), keeping.reach():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,7 +14,7 @@ from godwit.keeper.job import Job
 from godwit.linux.pause import pause
 from godwit.log import log
 from godwit.procfs import status
-from godwit.residual import control, signals
+from godwit.residual import control, keeping, signals
 from godwit.residual.control import Confirmed, Continue, Ended, Halted, Killed, Over, Signalled
 from godwit.residual.deputy import Deputy
 from godwit.residual.homefiles.credentials import Credentials
@@ -32,7 +33,7 @@ Connect = Callable[[str], Pipe]
 class HomeJob(Job):
     """Made while the program still runs here. `connect` opens a connection for a link to a host."""
 
-    role = "home"
+    role = keeping.HOME
 
     def __init__(
         self,
@@ -105,19 +106,17 @@ class HomeJob(Job):
                 self.tell(Signalled(inner=inner, number=number, info=info))
             case signals.Continued():
                 self.tell(Continue(inner=inner))
-            case signals.Ended(status=status):
-                self._deputy_ended(inner, status)
+            case signals.Ended():
+                self._deputy_ended(inner)
             case _:
                 pass
         return True
 
-    def _deputy_ended(self, inner: int, status: int) -> None:
+    def _deputy_ended(self, inner: int) -> None:
         """One that was killed here takes its program along; one that ended after it has done its duty."""
         del self._deputies[inner]
         if inner not in self._ended_there:
-            self.tell(Killed(inner=inner, signal=os.WTERMSIG(status) if os.WIFSIGNALED(status) else 9))
-        if not self._deputies:
-            self.tell(Over())
+            self.tell(Killed(inner=inner))
 
     def _hear(self, raw: memoryview) -> None:
         """Do what the host tells: called by the control link's reading thread."""
@@ -143,8 +142,10 @@ class HomeJob(Job):
                 pass
 
     def release(self) -> None:
-        """Let the files go."""
+        """Let the files go. A deputy whose program is gone without a word is killed, as that was."""
         self._files.close()
+        for deputy in self._deputies.values():
+            self._keeper.die(deputy.pid, signal.SIGKILL)
 
     def entry(self) -> JobEntry:
         """Describe the job."""
@@ -158,4 +159,9 @@ class HomeJob(Job):
 def credentials_of(pid: Pid) -> Credentials:
     """Return as whom a process may act: all of its ids. Raises ProcessLookupError."""
     found = status.read(pid)
-    return Credentials(uids=frozenset(found.uids), gids=frozenset(found.gids), groups=tuple(found.groups))
+    return Credentials(
+        uids=frozenset(found.uids),
+        gids=frozenset(found.gids),
+        groups=tuple(found.groups),
+        builder=(found.uids[-1], found.gids[-1]),
+    )

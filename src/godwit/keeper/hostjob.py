@@ -15,7 +15,7 @@ from godwit.keeper.job import Job
 from godwit.linux import fuse, pidfd
 from godwit.log import log
 from godwit.procfs import stat
-from godwit.residual import control
+from godwit.residual import control, keeping
 from godwit.residual.control import Confirmed, Continue, Ended, Killed, Over, Signalled
 from godwit.residual.homefiles.pump import Pump
 from godwit.residual.keeping import JobEntry, Task
@@ -23,6 +23,7 @@ from godwit.residual.waiting import code_of, number_of
 from godwit.types import OwnedFd, Pid
 from godwit.wire.linkframes import Side
 
+_EXPECTED_S: Final = 30.0
 _END: Final = struct.Struct("<Ii")
 _QUEUED: Final = frozenset({-1, -2, -3, -4})  # SI_QUEUE, SI_TIMER, SI_MESGQ, SI_ASYNCIO: they carry a value
 
@@ -30,7 +31,7 @@ _QUEUED: Final = frozenset({-1, -2, -3, -4})  # SI_QUEUE, SI_TIMER, SI_MESGQ, SI
 class HostJob(Job):
     """Made when home connects. The program arrives later, or never."""
 
-    role = "host"
+    role = keeping.HOST
 
     def __init__(self, job: bytes, over: Callable[[Job], None]) -> None:
         super().__init__(job, Side.HOST, over)
@@ -66,7 +67,19 @@ class HostJob(Job):
                 inner, status = _END.unpack(raw)
                 log.debug("job %s: process %d ended with status %#x", self.job.hex(), inner, status)
                 self.tell(Ended(inner=inner, status=status))
-        self.tell(Over())
+        self.end()
+
+    def down(self, which: int, error: BaseException) -> None:
+        """Wait for home to connect again; but not for ever if nothing of the job has arrived."""
+        super().down(which, error)
+        if not self._tasks:
+            timer = threading.Timer(_EXPECTED_S, self._end_if_forgotten)
+            timer.daemon = True
+            timer.start()
+
+    def _end_if_forgotten(self) -> None:
+        if not self._tasks and not all(link.up for link in self.links.values()):
+            self.end()
 
     def _hear(self, raw: memoryview) -> None:
         """Do what home tells: called by the control link's reading thread."""

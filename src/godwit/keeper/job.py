@@ -10,11 +10,12 @@ from typing import Final
 
 from godwit.log import log
 from godwit.residual import control
-from godwit.residual.control import Message
+from godwit.residual.control import Message, Over
 from godwit.residual.keeping import JobEntry
 from godwit.residual.link import Handler, Link, LinkClosedError
 from godwit.wire.linkframes import Side
 
+_LAST_WORD_S: Final = 1.0
 NAMES: Final = {control.FILES_LINK: "files", control.CONTROL_LINK: "control"}
 
 
@@ -74,7 +75,10 @@ class Job:
             if self._ended:
                 return
             self._ended = True
+            self._outbox.put(Over())
             self._outbox.put(None)
+            # The other keeper is told, if it can be reached.
+            self._sender.join(_LAST_WORD_S)
             for link in self.links.values():
                 link.close()
             self.release()

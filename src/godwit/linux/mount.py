@@ -21,6 +21,7 @@ MS_REMOUNT = 0x20
 MS_BIND = 0x1000
 MS_REC = 0x4000
 MS_PRIVATE = 0x40000
+MS_SLAVE = 0x80000
 
 MNT_DETACH = 0x2
 
@@ -63,6 +64,16 @@ def bind(source: str | Path, target: str | Path, *, read_only: bool = False) -> 
     if read_only:
         # The kernel ignores MS_RDONLY on the bind itself; it takes a second call.
         mount("none", target, flags=MS_BIND | MS_REMOUNT | MS_RDONLY)
+
+
+def bind_all(source: str | Path, target: str | Path) -> None:
+    """Make the tree at `source` visible at `target` too, with the mounts below it."""
+    mount(source, target, flags=MS_BIND | MS_REC)
+
+
+def make_slave() -> None:
+    """Let mounts that others make still appear, and keep those made from here on to this namespace."""
+    mount("none", "/", flags=MS_REC | MS_SLAVE)
 
 
 def make_private() -> None:

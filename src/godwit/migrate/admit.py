@@ -130,6 +130,8 @@ def refusals(
         wrong = wrong or "an open file has no absolute path or an impossible mode"
     if wrong:
         raise ImageError(f"the image is malformed: {wrong}")
+    if root.at_home:
+        carry = None  # What is not there is nowhere.
     ours = vdso_digest()
     if any(space.vdso_digest != ours for space in shape.spaces):
         yield Refusal(

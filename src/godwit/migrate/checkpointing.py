@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from pathlib import Path
 
-from godwit.engine import plan
+from godwit.engine import target
 from godwit.errors import DestinationError, GodwitError, MigrationError, RequestError, Survivor
 from godwit.migrate import apart, copying, store
 from godwit.migrate.apart import Line
@@ -25,7 +25,7 @@ def checkpoint(
         RefusedError: Something cannot be carried. Nothing was changed.
         DestinationError: The directory cannot be written. The process runs on, nothing is left.
     """
-    plan.check_target(pid)
+    target.check(pid)
     if (directory / STREAM_NAME).exists() or (directory.is_dir() and store.names(directory)):
         raise RequestError(f"{directory} holds an image already", remedy="name a new directory")
     made = made_directory(directory)

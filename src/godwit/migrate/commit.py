@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
+from dataclasses import dataclass
 from typing import Final
 
 from godwit.engine import latecomers
@@ -17,13 +18,14 @@ from godwit.engine.latecomers import LateSignal
 from godwit.engine.view import TreeView
 from godwit.errors import GodwitError, ImageError, MigrationError, Survivor
 from godwit.images import codec
-from godwit.migrate import draining, faults, journal, settle
+from godwit.migrate import draining, faults, home, journal, settle
 from godwit.migrate.channel import Channel
 from godwit.migrate.entries import ErrorEntry, GoEntry, ReadyEntry, RunningEntry, error_from
 from godwit.migrate.journal import Carried, Member, Record, State
 from godwit.migrate.move import ROLE, Move
 from godwit.migrate.pageserver import CopyLostError
 from godwit.migrate.report import Report
+from godwit.residual import deputy
 from godwit.resources import fdtable
 from godwit.resources.process import ProcessState, TreeEntry
 from godwit.tracee import calls, gadgets
@@ -32,6 +34,15 @@ from godwit.types import Pid
 from godwit.wire.frames import FrameKind
 
 _ASK_AGAIN_S: Final = 20.0
+
+
+@dataclass(frozen=True, slots=True)
+class Gone:
+    """A tree that runs elsewhere now, as it was when it left."""
+
+    record: Record
+    tree: TreeEntry
+    late: tuple[LateSignal, ...]
 
 
 def record_of(move: Move, view: TreeView, tree: TreeEntry) -> Record:
@@ -54,6 +65,7 @@ def record_of(move: Move, view: TreeView, tree: TreeEntry) -> Record:
         ),
         locks=tree.locks,
         carried=tuple(Carried(path=file.path, device=file.device, inode=file.inode) for file in move.carried),
+        cookie=deputy.new_cookie() if move.options.home else b"",
     )
 
 
@@ -73,6 +85,7 @@ def commit(
     journal.write(record)
     faults.at(ROLE, "committed")
     late = _let_go(frozen, tree, record)
+    gone = Gone(record, tree, late)
     move.committed = True
     try:
         if channel.patience is not None:
@@ -86,13 +99,13 @@ def commit(
             raise refused
         running = codec.decode(payload, RunningEntry)
     except (OSError, ImageError) as error:
-        return _after_lost_go(move, frozen, record, str(error))
+        return _after_lost_go(move, frozen, gone, str(error))
     move.end_freeze()
     move.lap("commit")
     move.add_steps(running.steps)
     if move.left:
-        channel = _drain(move, frozen, channel)
-    _end_here(move, frozen)
+        channel = _drain(move, frozen, gone, channel)
+    _end_here(move, frozen, gone)
     with contextlib.suppress(OSError):
         channel.send(FrameKind.END)
     move.lap("end")
@@ -124,7 +137,7 @@ def _let_go(frozen: FrozenTree, tree: TreeEntry, record: Record) -> tuple[LateSi
         raise
 
 
-def _drain(move: Move, frozen: FrozenTree, channel: Channel | None) -> Channel:
+def _drain(move: Move, frozen: FrozenTree, gone: Gone, channel: Channel | None) -> Channel:
     """Serve what was left behind until all of it has gone over; return the line it went over last."""
     total = sum(left.ranges.total() for left in move.left.values())
 
@@ -144,7 +157,7 @@ def _drain(move: Move, frozen: FrozenTree, channel: Channel | None) -> Channel:
         )
     except CopyLostError:
         # What there still is here is of no use to anybody.
-        _end_here(move, frozen)
+        _end_here(move, frozen, gone)
         raise
     move.pages += pages
     move.drained = drained
@@ -153,8 +166,13 @@ def _drain(move: Move, frozen: FrozenTree, channel: Channel | None) -> Channel:
     return channel
 
 
-def _end_here(move: Move, frozen: FrozenTree) -> None:
-    frozen.kill()
+def _end_here(move: Move, frozen: FrozenTree, gone: Gone) -> None:
+    """End the copy here, or leave deputies if the job's home is here. Raises GodwitError."""
+    if move.options.home:
+        move.away = True
+        home.leave_deputies(gone.record, frozen, gone.tree.processes, gone.late)
+    else:
+        frozen.kill()
     for left in move.left.values():
         left.table.close()
     for file in move.carried:
@@ -210,8 +228,9 @@ def _take_back(frozen: FrozenTree, record: Record) -> None:
     journal.remove(record.migration, ROLE)
 
 
-def _after_lost_go(move: Move, frozen: FrozenTree, record: Record, why: str) -> Report:
+def _after_lost_go(move: Move, frozen: FrozenTree, gone: Gone, why: str) -> Report:
     """The line broke when GO may have arrived: ask again, on a new one, what became of it."""
+    record = gone.record
     deadline = time.monotonic() + _ASK_AGAIN_S
     last = why
     while time.monotonic() < deadline:
@@ -224,11 +243,11 @@ def _after_lost_go(move: Move, frozen: FrozenTree, record: Record, why: str) -> 
             continue
         if state is State.RUNNING:
             if move.left:
-                with contextlib.closing(_drain(move, frozen, None)) as channel:
-                    _end_here(move, frozen)
+                with contextlib.closing(_drain(move, frozen, gone, None)) as channel:
+                    _end_here(move, frozen, gone)
                     channel.send(FrameKind.END)
             else:
-                _end_here(move, frozen)
+                _end_here(move, frozen, gone)
             raise MigrationError(
                 f"the line broke after the commit ({why}); it runs at {move.host}",
                 survivor=Survivor.DESTINATION,

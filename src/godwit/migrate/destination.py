@@ -21,13 +21,12 @@ from godwit.errors import (
     ImageError,
     InternalError,
     MigrationError,
-    RefusedError,
     Survivor,
 )
 from godwit.images import codec
 from godwit.linux.arch import MACHINE
 from godwit.log import log
-from godwit.migrate import admit, apart, faults, filling, journal, lanes, pending, receiving, settle
+from godwit.migrate import agreement, apart, faults, filling, home, journal, lanes, pending, receiving, settle
 from godwit.migrate.channel import Channel, Closed
 from godwit.migrate.entries import (
     AnswerEntry,
@@ -46,13 +45,13 @@ from godwit.migrate.entries import (
     error_entry,
 )
 from godwit.migrate.filling import Filling
+from godwit.migrate.home import Lodging
 from godwit.migrate.journal import Member, Record, State
 from godwit.migrate.lanes import Meeting
 from godwit.migrate.paging import Paging
 from godwit.migrate.report import Stopwatch, silent
 from godwit.procfs import stat
 from godwit.resources import registry
-from godwit.resources.outline import ClockEntry, OutlineEntry
 from godwit.resources.process import ProcessState, TreeEntry
 from godwit.types import OwnedFd
 from godwit.wire.frames import FrameKind
@@ -60,7 +59,11 @@ from godwit.wire.frames import FrameKind
 ROLE: Final = "destination"
 FEATURES_EVERYWHERE: Final = ("rounds", "packing", "lanes")
 _LAST_KINDS: Final = (*filling.KINDS, FrameKind.DRAINED, FrameKind.END)
-FEATURES: Final = (*FEATURES_EVERYWHERE, "postcopy")
+
+
+def _features() -> tuple[str, ...]:
+    able = (("postcopy", missing.available()), (home.FEATURE, home.available()))
+    return (*FEATURES_EVERYWHERE, *(name for name, here in able if here))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,21 +152,25 @@ def _resume(channel: Channel, migration: str) -> Received:
 def _receive(channel: Channel, header: HeaderEntry) -> Received:
     """Build what the source sends; tell the source of any failure before GO."""
     builder = Builder(in_pod=True, postcopy=header.postcopy and missing.available())
+    lodging = home.Lodging.of(header)
     paging: Paging | None = None
     try:
         with receiving.honest(), lanes.meeting(header.migration, wanted=header.lanes) as meeting:
-            paging = _build(channel, builder, header, meeting)
+            paging = _build(channel, builder, header, meeting, lodging)
         faults.at(ROLE, "built")
     except (GodwitError, OSError) as error:
         # Told first: the source waits frozen, and what was built here has not run and never will.
         _tell(channel, error)
         builder.destroy()
+        lodging.give_up()
         channel.linger()
         raise _as_godwit(error) from error
     except BaseException:
         builder.destroy()
+        lodging.give_up()
         raise
-    return _commit(channel, builder, header, paging)
+    with lodging:
+        return _commit(channel, builder, header, paging, lodging)
 
 
 def _tell(channel: Channel, error: Exception) -> None:
@@ -180,19 +187,21 @@ def _as_godwit(error: Exception) -> GodwitError:
     return DestinationError(f"{error}{f' ({notes})' if notes else ''}", remedy="choose another machine")
 
 
-def _build(channel: Channel, builder: Builder, header: HeaderEntry, meeting: Meeting | None) -> Paging | None:
+def _build(
+    channel: Channel, builder: Builder, header: HeaderEntry, meeting: Meeting | None, lodging: Lodging
+) -> Paging | None:
     hello = HelloEntry(
         version=__version__,
         architecture=MACHINE,
         hostname=os.fsencode(os.uname().nodename),
-        features=FEATURES if missing.available() else FEATURES_EVERYWHERE,
+        features=_features(),
         cpus=os.cpu_count() or 1,
     )
-    home = OwnedFd(os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC))
+    machine = OwnedFd(os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC))
     greeted_ns = time.monotonic_ns()
     channel.send(FrameKind.HELLO, codec.encode(hello))
     faults.at(ROLE, "greeted")
-    agreed = _agree(channel, header)
+    agreed = agreement.agree(channel, header, builder, lodging)
     clock, heard_ns = agreed.clock, agreed.heard_ns
     # The reading is older than it arrived by no more than the round trip. Clocks may jump ahead by
     # that much, and never go back.
@@ -218,7 +227,7 @@ def _build(channel: Channel, builder: Builder, header: HeaderEntry, meeting: Mee
         tree = receiving.receive_tree(channel, builder, header, payload, filled, watch)
     faults.at(ROLE, "received")
     record = _record(header, builder, tree)
-    paging = Paging.begin(builder, record, home)
+    paging = Paging.begin(builder, record, machine)
     pod.complete_init(builder)
     builder.park()
     faults.at(ROLE, "parked")
@@ -232,39 +241,6 @@ def _build(channel: Channel, builder: Builder, header: HeaderEntry, meeting: Mee
     ready = ReadyEntry(pid=builder.root_pid(), steps=tuple(watch.steps))
     channel.send(FrameKind.READY, codec.encode(ready))
     return paging
-
-
-@dataclass(frozen=True, slots=True)
-class _Agreement:
-    """What is to be prepared."""
-
-    shape: OutlineEntry
-    clock: ClockEntry
-    heard_ns: int
-    missing: tuple[bytes, ...]  # written files, opened too lately to be brought along yet
-
-
-def _agree(channel: Channel, header: HeaderEntry) -> _Agreement:
-    """Hear what comes, and say what is missing for it; return what was agreed on, and when it was heard.
-
-    Files that the program writes and that are not here may be brought along: then it is told again.
-    """
-    asked = False
-    while True:
-        _, payload = channel.expect(FrameKind.OUTLINE)
-        heard_ns = time.monotonic_ns()
-        shape, demand, clock = receiving.read_outline(payload)
-        carry: set[bytes] = set()
-        refusals = tuple(admit.refusals(header, shape, demand, in_pod=True, carry=carry))
-        if refusals:
-            channel.send(FrameKind.VERDICT, codec.encode(VerdictEntry(refusals=refusals)))
-            raise RefusedError(refusals)
-        if asked or not carry:
-            # What the program has opened since it was asked is agreed on once it is frozen.
-            return _Agreement(shape, clock, heard_ns, tuple(sorted(carry)))
-        asked = True
-        verdict = VerdictEntry(refusals=(), carry=tuple(sorted(carry)), prepared=False)
-        channel.send(FrameKind.VERDICT, codec.encode(verdict))
 
 
 def _until_tree(
@@ -283,27 +259,13 @@ def _until_tree(
                 meeting.finish()
             return payload
         if kind is FrameKind.OUTLINE:
-            _agree_again(channel, builder, header, payload)
+            agreement.agree_again(channel, header, builder, payload)
         elif kind is FrameKind.ROUND:
             entry = codec.decode(payload, RoundEntry)
             faults.at(ROLE, "round")
             channel.send(FrameKind.ROUND, codec.encode(entry))
         else:
             filled.take(kind, payload)
-
-
-def _agree_again(channel: Channel, builder: Builder, header: HeaderEntry, payload: memoryview) -> None:
-    shape, demand, _ = receiving.read_outline(payload)
-    carry: set[bytes] = set()
-    refusals = tuple(admit.refusals(header, shape, demand, in_pod=True, carry=carry, again=True))
-    if not refusals and not carry:
-        builder.prepare(shape)
-    verdict = VerdictEntry(
-        refusals=refusals, carry=tuple(sorted(carry)), prepared=not carry, postcopy=builder.armed
-    )
-    channel.send(FrameKind.VERDICT, codec.encode(verdict))
-    if refusals:
-        raise RefusedError(refusals)
 
 
 def _record(header: HeaderEntry, builder: Builder, tree: TreeEntry) -> Record:
@@ -326,7 +288,9 @@ def _record(header: HeaderEntry, builder: Builder, tree: TreeEntry) -> Record:
     )
 
 
-def _commit(channel: Channel, builder: Builder, header: HeaderEntry, paging: Paging | None) -> Received:
+def _commit(
+    channel: Channel, builder: Builder, header: HeaderEntry, paging: Paging | None, lodging: Lodging
+) -> Received:
     """Wait for GO; run, or undo everything."""
     try:
         kind, payload = channel.expect(FrameKind.GO, FrameKind.ABORT)
@@ -354,6 +318,7 @@ def _commit(channel: Channel, builder: Builder, header: HeaderEntry, paging: Pag
         raise MigrationError("the source has given this move up", survivor=Survivor.SOURCE)
     root = builder.root_pid()
     builder.deliver(late)
+    lodging.arrived(builder.outer_pids())
     if paging is None:
         _release(builder, watch)
         _tell_running(channel, watch)

@@ -51,6 +51,7 @@ class HeaderEntry:
     parent: str = ""  # `migration` of the stream that this one goes on from; empty: it is whole by itself
     parent_digest: bytes = b""  # XXH3, 128 bits, of all of that stream
     lanes: bool = False  # further connections may come
+    home: bool = False  # the job's home stays at the source, whose keeper is connected to the destination's
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,7 +7,7 @@ import secrets
 from collections.abc import Callable
 from dataclasses import replace
 
-from godwit.engine import plan, view
+from godwit.engine import plan, target, view
 from godwit.engine.plan import Plan
 from godwit.errors import RefusedError
 from godwit.migrate import apart, source
@@ -24,7 +24,7 @@ from godwit.types import Pid
 
 def inspect(pid: Pid, *, tcp_close: bool = False) -> Plan:
     """List every holding of a process tree with its disposition. Nothing is stopped."""
-    plan.check_target(pid)
+    target.check(pid)
     return plan.looked_at(pid, view.Memory(closes_connections=tcp_close))
 
 

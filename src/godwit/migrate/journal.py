@@ -65,6 +65,7 @@ class Record:
     pod_init: Member | None = None
     locks: tuple[LockEntry, ...] = ()
     carried: tuple[Carried, ...] = ()
+    cookie: bytes = b""  # source: of the deputies that stay; empty: none do
 
 
 # Made once: a decoder made inside the freeze costs a third of a millisecond.

@@ -62,6 +62,7 @@ class Move:
     frozen_at: float = 0.0  # 0: not frozen
     freeze_ms: float = 0.0
     committed: bool = False  # whatever fails now, the copy here may not be the one that runs
+    away: bool = False  # it runs elsewhere, and its home is here
     armed: bool = False  # the destination can take pages when the tree runs already
     left: dict[int, Left] = field(default_factory=dict[int, "Left"])  # what follows, by index of the process
     drained: DrainedEntry = field(default_factory=DrainedEntry)

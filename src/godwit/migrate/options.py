@@ -18,4 +18,5 @@ class Options:
     bandwidth_bytes_per_s: float | None = None  # for memory
     connections: int | None = None  # for memory; None: as cores allow
     tcp_close: bool = False  # TCP connections may break: the program finds them reset
+    home: bool = False  # its files, pids and parent stay here, and are reached
     trace: Path | None = None  # where to write the timeline

@@ -19,7 +19,7 @@ from typing import Final
 
 import msgspec
 
-from godwit.engine import plan
+from godwit.engine import target
 from godwit.errors import (
     BusyError,
     DestinationError,
@@ -96,7 +96,7 @@ def checkpoint_series(
         RefusedError: The first image could not be taken, or writes cannot be noted here.
         DestinationError: The directory cannot be written. What is there already stays.
     """
-    plan.check_target(pid)
+    target.check(pid)
     taking.see_that_writes_can_be_noted(pid)
     if (directory / STREAM_NAME).exists():
         raise RequestError(f"{directory} holds a single image already", remedy="name a new directory")

@@ -17,7 +17,7 @@ from godwit.engine import freeze
 from godwit.errors import GodwitError, ImageError
 from godwit.images import codec
 from godwit.linux import pidfd
-from godwit.migrate import draining, journal, lanes, pending
+from godwit.migrate import draining, home, journal, lanes, pending
 from godwit.migrate.channel import Channel
 from godwit.migrate.entries import AnswerEntry, QueryEntry
 from godwit.migrate.journal import Carried, Member, Record, State
@@ -129,12 +129,17 @@ def source(record: Record, connect: Connect) -> Recovered:
                 outcome = f"lost: {error.line()}"
         for each in record.carried:
             _remove(root, each)
-        for member in record.members:
-            _signal(member, signal.SIGKILL)
+        if record.cookie:
+            home.settle_deputies(record)
+        else:
+            for member in record.members:
+                _signal(member, signal.SIGKILL)
     elif not _alive(root):
         outcome, pid = "lost: it runs at neither end", 0
     else:
         resume(record)
+        if record.cookie:
+            home.stay(record.migration)
         outcome, pid = "resumed here", root.pid
     journal.remove(record.migration, "source")
     if drained is not None:

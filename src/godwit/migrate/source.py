@@ -14,14 +14,26 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from godwit import __version__
-from godwit.engine import capture, flushing, freeze, missing, ownpages, plan, view
+from godwit.engine import capture, flushing, freeze, missing, ownpages, plan, target, view
 from godwit.engine.capture import Capture
 from godwit.engine.freeze import FrozenTree
 from godwit.engine.view import TreeView
 from godwit.errors import GodwitError, MigrationError, Refusal, RefusedError, Survivor
 from godwit.images import codec
 from godwit.log import log
-from godwit.migrate import agreeing, apart, carried, commit, faults, journal, lanes, outfile, sending, settle
+from godwit.migrate import (
+    agreeing,
+    apart,
+    carried,
+    commit,
+    faults,
+    home,
+    journal,
+    lanes,
+    outfile,
+    sending,
+    settle,
+)
 from godwit.migrate import copying as copying_of
 from godwit.migrate.apart import Line
 from godwit.migrate.channel import Channel, Closed
@@ -61,7 +73,7 @@ def migrate(
         GodwitError: It could not begin.
     """
     migration = secrets.token_hex(16)
-    plan.check_target(pid)
+    target.check(pid)
     if options.trace is not None:
         outfile.check(options.trace)
 
@@ -70,11 +82,15 @@ def migrate(
         try:
             return _run(move)
         finally:
+            if options.home and not move.away:
+                home.stay(migration)
             _write_timeline(move)
 
     try:
         return apart.run(work, Report, progress)
     except apart.WorkerDied as error:
+        if options.home and journal.read(migration, ROLE) is None:
+            home.stay(migration)
         return _settle_after_death(migration, host, connect, str(error))
 
 
@@ -146,10 +162,14 @@ def _open(move: Move) -> Channel:
 
 
 def _converse(move: Move, channel: Channel) -> Report:
-    plan.check_target(move.pid)
+    target.check(move.pid)
     plan.movable(move.pid, move.memory)
+    if move.options.home:
+        home.check(move.pid)
     faults.at(ROLE, "planned")
     greet(move, channel)
+    if move.options.home:
+        home.depart(move.migration, move.pid, move.host, move.features)
     ownpages.unshare()
     copying = _copying(move, channel)
     with contextlib.closing(copying):
@@ -227,7 +247,8 @@ def greet(move: Move, channel: Channel) -> None:
     move.machine = machine
     wanted = move.options.strategy in (Strategy.AUTO, Strategy.POSTCOPY, Strategy.HYBRID)
     header = sending.header_of(tree, machine, move.migration, __version__, postcopy=wanted)
-    header = replace(header, lanes=lanes.connections(move.options, lanes.LIMIT) > 1)
+    lanes_wanted = lanes.connections(move.options, lanes.LIMIT) > 1
+    header = replace(header, lanes=lanes_wanted, home=move.options.home)
     channel.open_stream()
     channel.send(FrameKind.HEADER, codec.encode(header))
     channel.accept_stream()

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from godwit import __version__
-from godwit.engine import capture, clocks, freeze, plan, reshape, view
+from godwit.engine import capture, clocks, freeze, plan, reshape, target, view
 from godwit.engine.capture import Capture
 from godwit.engine.freeze import FrozenTree
 from godwit.engine.view import TreeView
@@ -126,7 +126,7 @@ class Taker:
         self._memory.outside, self._memory.may_walk = None, True
         # Advice of a mapping changes without a trace in maps.
         self._memory.smaps.clear()
-        plan.check_target(self.pid)
+        target.check(self.pid)
         plan.movable(self.pid, self._memory)
         tree, (shape, demand), header = self._look_first()
         if parent is None or self._shape is None or not reshape.adaptable(self._shape, shape):

@@ -44,7 +44,6 @@ class Killed:
     """Home: a deputy was killed, and so is to be the process it stands for."""
 
     inner: int
-    signal: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

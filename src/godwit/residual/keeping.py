@@ -23,10 +23,12 @@ from godwit.errors import AccessError, GodwitError, InternalError
 from godwit.images import codec
 from godwit.linux.pause import pause
 from godwit.residual.deputy import Deputy
-from godwit.types import OwnedFd
+from godwit.types import OwnedFd, Pid
 
 MESSAGE_LIMIT_BYTES: Final = 64 << 10
 _FDS_LIMIT: Final = 4
+HOME: Final = "home"
+HOST: Final = "host"
 _STARTS_WITHIN_S: Final = 10.0
 _ANSWERS_WITHIN_S: Final = 60.0
 _AGAIN_S: Final = 0.005
@@ -104,7 +106,7 @@ class JobEntry:
     """One job, as a keeper tells of it."""
 
     job: bytes
-    role: str  # home or host
+    role: str  # HOME or HOST
     peer: str
     tasks: tuple[Task, ...]
     connected: bool
@@ -247,3 +249,20 @@ def _start() -> None:
             start_new_session=True,
             cwd="/",
         )
+
+
+def job_of(pid: Pid) -> JobEntry | None:
+    """Return the job that a process belongs to: as a deputy here, or as a guest. None: to none."""
+    answer = ask_if_there(Jobs())
+    for job in answer.jobs if answer is not None else ():
+        for task in job.tasks:
+            if task.pid == pid or (job.role == HOST and _mounts(pid) == _mounts(Pid(task.pid)) != ""):
+                return job
+    return None
+
+
+def _mounts(pid: Pid) -> str:
+    """Return which mount namespace a process is in; all of a guest's are in its pod's."""
+    with contextlib.suppress(OSError):
+        return os.readlink(f"/proc/{pid}/ns/mnt")
+    return ""

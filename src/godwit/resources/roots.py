@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from pathlib import Path
 
 from godwit.linux import openat2
 from godwit.types import OwnedFd
@@ -25,3 +26,9 @@ class Root:
 
 
 OURS = Root()
+
+
+def at_home(directory: Path) -> Root:
+    """Return a root at which the files of the home machine are mounted. Raises OSError."""
+    flags = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
+    return Root(directory=OwnedFd(os.open(directory, flags)), at_home=True)

@@ -21,6 +21,8 @@ class Credentials:
     groups: tuple[int, ...] = ()  # supplementary
     groups_of: Mapping[int, tuple[int, ...]] = field(default_factory=dict[int, tuple[int, ...]])
     """Those of users that root's job may become, where they differ from what home's user database says."""
+    builder: tuple[int, int] | None = None
+    """As whom the host's root, who builds the job there, is served if the job is not root's."""
 
     def identity(self, uid: int, gid: int) -> Identity:
         """Return as whom a request with these ids is to be served.
@@ -34,6 +36,8 @@ class Credentials:
         elif 0 in self.uids:
             known = self.groups_of.get(uid)
             return uid, gid, _groups_at_home(uid, gid) if known is None else known
+        elif uid == 0 and self.builder is not None:
+            return *self.builder, self.groups
         raise fail(errno.EACCES)
 
 

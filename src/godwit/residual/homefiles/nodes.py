@@ -75,7 +75,7 @@ class Nodes:
         self._own = OwnedFd(os.open("/proc/self/fd", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
         self.root = self.found(root)
         self.root.lookups = _NEVER_FORGOTTEN
-        del self._closable[self.root.nodeid]
+        self._closable.pop(self.root.nodeid, None)
 
     @property
     def own(self) -> Fd:
