@@ -147,10 +147,14 @@ NAMED = {
 
 
 @pytest.mark.parametrize("opcode", NAMED)
-@pytest.mark.parametrize("name", [b"..", b".", b"", b"../outside", b"d/../../outside", b"/etc", b"../new"])
+@pytest.mark.parametrize(
+    "name", [b"..", b".", b"", b"../outside", b"d/../../outside", b"ABSOLUTE", b"../new"]
+)
 def test_no_name_leads_out_of_its_directory(opcode: int, name: bytes, tmp_path: Path) -> None:
     (tmp_path / "home/d").mkdir(parents=True)
     (tmp_path / "outside").write_bytes(b"untouched")
+    # What a broken server then does it does as root: nothing it may hit lies outside of `tmp_path`.
+    name = name.replace(b"ABSOLUTE", os.fsencode(tmp_path / "outside"))
     answers: list[bytes] = []
 
     def serve() -> None:
