@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import shutil
 import signal
 from collections.abc import Iterator
 
 import pytest
 
+from godwit.errors import RefusedError, RequestError
 from godwit.lab.cluster import Lab, Node
 from tests.conftest import requires
+from tests.journey.live import STRATEGIES
 from tests.journey.transfer import GODWIT, complaint, environment
 from tests.workloads.driver import wait_until
 
@@ -42,7 +46,7 @@ while True:
 class Job:
     """A program at home in node a, and the shell that waits for it."""
 
-    def __init__(self, lab: Lab) -> None:
+    def __init__(self, lab: Lab, command: str = "/usr/bin/python3 program.py", uid: int = 0) -> None:
         self.lab = lab
         self.home = lab.node("a")
         self.files = self.home.path(HOME)
@@ -50,7 +54,8 @@ class Job:
         (self.files / "program.py").write_text(PROGRAM)
         (self.files / "kept").write_text("kept by the program")
         (self.files / "only-at-home").touch()
-        words = ["/bin/sh", "-c", "python3 program.py; echo $? > status"]
+        os.chown(self.files, uid, uid)
+        words = ["/bin/sh", "-c", f"{command}; echo $? > status"]
         self.shell = self.home.start(words, cwd=HOME, stderr=f"{HOME}/stderr", env=environment())
         assert wait_until(lambda: self.read("pid").isdigit(), DEADLINE_S), self.read("stderr")
         self.pid = int(self.read("pid"))
@@ -75,9 +80,9 @@ class Job:
         assert [int(words[1]) for words in told] == list(range(1, len(told) + 1))
         assert {(words[2], words[3]) for words in told} == {(str(self.pid), "True")}
 
-    def move(self, node: str) -> None:
-        line = [*GODWIT, "migrate", str(self.pid), node, "--home", "--json"]
-        done = self.home.run(line, env=environment(), timeout_s=MOVE_S)
+    def move(self, node: str, *more: str) -> None:
+        line = [*GODWIT, "migrate", str(self.pid), node, "--home", "--json", *more]
+        done = self.home.run(line, env=environment() | {"GODWIT_KEEPER_IDLE_S": "1"}, timeout_s=MOVE_S)
         logs = [self.lab.node(each).path("/var/lib/godwit/keeper/log") for each in ("a", node)]
         assert done.returncode == 0, complaint(done) + "".join(
             path.read_text() for path in logs if path.exists()
@@ -93,14 +98,20 @@ class Job:
                 node.run(["kill", "-9", str(pid)])
 
 
+@contextlib.contextmanager
+def started(lab: Lab, command: str = "/usr/bin/python3 program.py", uid: int = 0) -> Iterator[Job]:
+    running = Job(lab, command, uid)
+    try:
+        yield running
+    finally:
+        running.close()
+        shutil.rmtree(running.files)
+
+
 @pytest.fixture
 def job(lab: Lab) -> Iterator[Job]:
-    running = Job(lab)
-    yield running
-    running.close()
-    for path in sorted(running.files.rglob("*"), reverse=True):
-        path.unlink()
-    running.files.rmdir()
+    with started(lab) as running:
+        yield running
 
 
 def expect_nobody(node: Node) -> None:
@@ -165,5 +176,73 @@ def test_files_are_reached_again_after_the_line_was_cut(job: Job, lab: Lab) -> N
     job.wait_for(f"signal {int(signal.SIGUSR1)}")
     assert len(job.lines()) > before
     job.goes_on()
+    job.kill(signal.SIGTERM)
+    assert wait_until(lambda: job.read("status") == "7\n", DEADLINE_S)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_home_stays_however_memory_is_moved(job: Job, lab: Lab, strategy: str) -> None:
+    job.move("b", *STRATEGIES[strategy])
+    job.goes_on()
+    job.kill(signal.SIGTERM)
+    assert wait_until(lambda: job.read("status") == "7\n", DEADLINE_S)
+    expect_nobody(lab.node("b"))
+
+
+@requires("command:setpriv")
+def test_a_job_acts_at_home_as_its_user(lab: Lab) -> None:
+    command = "setpriv --reuid 1000 --regid 1000 --clear-groups /usr/bin/python3 program.py"
+    with started(lab, command, uid=1000) as job:
+        job.move("b")
+        job.goes_on()
+        (job.files / "ask.new").write_text("who")
+        os.chown(job.files / "ask.new", 1000, 1000)
+        os.rename(job.files / "ask.new", job.files / "ask")
+        job.wait_for("told who kept by the program")
+        assert {path.stat().st_uid for path in (job.files / "log", job.files / "pid")} == {1000}
+        job.kill(signal.SIGTERM)
+        assert wait_until(lambda: job.read("status") == "7\n", DEADLINE_S)
+
+
+def test_what_has_left_and_what_is_a_guest_cannot_be_moved(job: Job, lab: Lab) -> None:
+    job.move("b")
+    away = lab.node("b")
+    (guest,) = [pid for pid in away.pids() if b"program.py" in away.path(f"proc/{pid}/cmdline").read_bytes()]
+    for node, pid, why in (
+        (job.home, job.pid, "has left: it runs at b"),
+        (away, guest, "whose home is elsewhere"),
+    ):
+        done = node.run([*GODWIT, "migrate", str(pid), "c", "--json"], env=environment())
+        assert done.returncode in {RequestError.exit_status, RefusedError.exit_status}, complaint(done)
+        assert why in json.loads(done.stdout)["error"]["message"]
+    job.goes_on()
+
+
+def test_a_move_that_fails_leaves_the_home_as_it_was(job: Job, lab: Lab) -> None:
+    line = [*GODWIT, "migrate", str(job.pid), "b", "--home", "--json", "--strategy", "stopcopy"]
+    env = environment() | {"GODWIT_FAULT": "source:ready", "GODWIT_KEEPER_IDLE_S": "1"}
+    done = job.home.run(line, env=env, timeout_s=MOVE_S)
+    assert done.returncode != 0
+    job.goes_on()
+    expect_nobody(lab.node("b"))
+    job.kill(signal.SIGTERM)
+    assert wait_until(lambda: job.read("status") == "7\n", DEADLINE_S)
+    expect_nobody(job.home)
+
+
+@pytest.mark.parametrize("step", ["gone", "pushed", "killed"])
+def test_deputies_stay_even_if_the_mover_is_killed(job: Job, lab: Lab, step: str) -> None:
+    """After GO it is the warden, or `godwit recover`, that leaves them."""
+    line = [*GODWIT, "migrate", str(job.pid), "b", "--home", "--json", "--strategy", "stopcopy"]
+    env = environment() | {"GODWIT_FAULT": f"source:{step}", "GODWIT_KEEPER_IDLE_S": "1"}
+    job.home.run(line, env=env, timeout_s=MOVE_S)
+    job.home.run([*GODWIT, "recover"], env=environment(), timeout_s=MOVE_S)
+    job.goes_on()
+    assert any(
+        b"program.py" in lab.node("b").path(f"proc/{pid}/cmdline").read_bytes()
+        for pid in lab.node("b").pids()
+    )
+    job.kill(signal.SIGUSR1)
+    job.wait_for(f"signal {int(signal.SIGUSR1)}")
     job.kill(signal.SIGTERM)
     assert wait_until(lambda: job.read("status") == "7\n", DEADLINE_S)

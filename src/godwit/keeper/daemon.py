@@ -34,9 +34,9 @@ from godwit.residual.keeping import (
 from godwit.residual.line import Pipe, greet
 from godwit.types import OwnedFd, Pid
 
-_IDLE_S: Final = 10.0
+_IDLE_S: Final = float(os.environ.get("GODWIT_KEEPER_IDLE_S", "10"))
 Kind = TypeVar("Kind", HomeJob, HostJob)
-_LOOK_S: Final = 1.0
+_LOOK_S: Final = 0.5
 
 
 class Daemon:
@@ -173,6 +173,7 @@ def serve(connect: Connect) -> None:
     """
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (limits[1], limits[1]))
+    keeping.directory()
     path = keeping.socket_path()
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listening:
         with contextlib.suppress(FileNotFoundError, ConnectionRefusedError), keeping.reach():

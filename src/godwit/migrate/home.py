@@ -184,7 +184,8 @@ class Lodging:
     def _mount_at(directory: Path, job: bytes) -> None:
         ns.unshare(ns.CLONE_NEWNS)
         mount.make_slave()
-        connection = fuse.mount_new(directory)
+        # Whoever answers for these files is not to make anybody root here, nor open our devices.
+        connection = fuse.mount_new(directory, mount.MS_NOSUID | mount.MS_NODEV)
         with connection.device:
             keeping.ask(Pump(job=job, connection=connection.number), [connection.device.number])
         for name in _OWN:

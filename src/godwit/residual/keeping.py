@@ -135,15 +135,18 @@ class KeeperError(GodwitError):
     exit_status = InternalError.exit_status
 
 
-def directory() -> Path:
-    """Return where the keeper of our user has its socket, made if need be. Nobody else may enter it."""
+def _place() -> Path:
     named = os.environ.get("GODWIT_STATE_DIR")
     if named:
-        path = Path(named) / "keeper"
-    elif os.geteuid() == 0:
-        path = Path("/var/lib/godwit/keeper")
-    else:
-        path = Path("~/.local/state/godwit/keeper").expanduser()
+        return Path(named) / "keeper"
+    if os.geteuid() == 0:
+        return Path("/var/lib/godwit/keeper")
+    return Path("~/.local/state/godwit/keeper").expanduser()
+
+
+def directory() -> Path:
+    """Return where the keeper of our user has its socket, made if need be. Nobody else may enter it."""
+    path = _place()
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
     owner = path.stat().st_uid
     if owner != os.geteuid():
@@ -204,8 +207,8 @@ def receive(connection: socket.socket) -> tuple[bytes, list[OwnedFd]]:
 
 
 def socket_path() -> str:
-    """Return the path of the keeper's socket."""
-    return str(directory() / "socket")
+    """Return the path of the keeper's socket. Its directory may not be there yet."""
+    return str(_place() / "socket")
 
 
 def reach() -> socket.socket:
