@@ -36,6 +36,7 @@ class HostJob(Job):
     def __init__(self, job: bytes, over: Callable[[Job], None]) -> None:
         super().__init__(job, Side.HOST, over)
         self._pump: Pump | None = None
+        self._mounting = threading.Lock()
         self._tasks: dict[int, Task] = {}  # by inner pid
         self.start(
             {
@@ -47,13 +48,17 @@ class HostJob(Job):
     def pump(self, device: OwnedFd, connection: int) -> None:
         """Carry the messages of the job's file system from now on."""
         link = self.links[control.FILES_LINK]
-        self._pump = Pump(
-            fuse.Connection(device, connection), lambda message: link.send(control.FILES, bytes(message))
-        )
+        with self._mounting:
+            self._pump = Pump(
+                fuse.Connection(device, connection), lambda message: link.send(control.FILES, bytes(message))
+            )
 
     def _deliver(self, message: memoryview) -> None:
-        if self._pump is not None:
-            self._pump.deliver([message])
+        with self._mounting:
+            # Its thread asks, and home may answer, before there is a name for it.
+            pump = self._pump
+        if pump is not None:
+            pump.deliver([message])
 
     def arrived(self, tasks: tuple[Task, ...], ends: OwnedFd) -> None:
         """Watch over the processes of the job, which run now."""
