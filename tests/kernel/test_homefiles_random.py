@@ -11,7 +11,8 @@ import pytest
 
 from tests.kernel.homefiles import served
 
-pytestmark = pytest.mark.requires("root")
+# Threads act as others, which marks the whole process (PR_SET_DUMPABLE): not among the everyday tests.
+pytestmark = [pytest.mark.requires("root"), pytest.mark.slow]
 
 SIZE = 1 << 20
 STEPS = 600

@@ -12,7 +12,8 @@ import pytest
 from tests.kernel.homefiles import Served, served
 from tests.kernel.homefiles_cases import CASES, USER, forked
 
-pytestmark = pytest.mark.requires("root")
+# Threads act as others, which marks the whole process (PR_SET_DUMPABLE): not among the everyday tests.
+pytestmark = [pytest.mark.requires("root"), pytest.mark.slow]
 
 JOB = {"uids": (0,), "gids": (0,), "groups": ()}
 

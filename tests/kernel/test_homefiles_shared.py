@@ -19,7 +19,8 @@ from godwit.linux.pause import pause
 from tests.kernel.homefiles import Served, served
 from tests.kernel.homefiles_cases import USER, as_user, forked, look, seen
 
-pytestmark = pytest.mark.requires("root")
+# Threads act as others, which marks the whole process (PR_SET_DUMPABLE): not among the everyday tests.
+pytestmark = [pytest.mark.requires("root"), pytest.mark.slow]
 
 DEADLINE_S = 20.0
 TTL_S = 1.0

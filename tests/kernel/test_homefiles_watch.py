@@ -13,7 +13,8 @@ from tests.kernel.homefiles import Served, served
 from tests.kernel.homefiles_cases import seen
 from tests.kernel.test_homefiles_shared import wait_for
 
-pytestmark = pytest.mark.requires("root")
+# Threads act as others, which marks the whole process (PR_SET_DUMPABLE): not among the everyday tests.
+pytestmark = [pytest.mark.requires("root"), pytest.mark.slow]
 
 LONG_NS = 600 * 10**9
 

@@ -18,6 +18,7 @@ from typing import Final
 
 from godwit.errors import BusyError, NoProcessError, UnsupportedStateError
 from godwit.linux import mem, ptrace
+from godwit.linux.pause import pause
 from godwit.procfs import stat, tasks
 from godwit.resources import interrupted
 from godwit.resources.thread import Repose, SchedulerClocks, abort_critical_section, observe
@@ -28,6 +29,7 @@ from godwit.types import OwnedFd, Pid, Tid
 _STOPPED_WITHIN_S: Final = 0.25
 _LET_GO_WITHIN_S: Final = 5.0
 _REPORTED_WITHIN_S: Final = 0.02
+_LET_GO_AGAIN_S: Final = 0.013
 _RANDOM_MOST_BYTES: Final = 1 << 20  # to be made while everything stands still
 
 
@@ -84,6 +86,15 @@ class FrozenTree:
         for task in self.threads():
             task.detach()
         self.tracees.clear()
+
+
+def _gone(root: Pid) -> NoProcessError | BusyError:
+    """Say why nothing of a process could be stopped: a thread that executes a program takes its pid over."""
+    pause(_LET_GO_AGAIN_S)
+    with contextlib.suppress(ProcessLookupError):
+        if stat.read(root).state not in "ZX":
+            return BusyError(f"process {root} executes a program just now", remedy="try again in a moment")
+    return NoProcessError(f"process {root} ended before it could be stopped")
 
 
 def _forget_robust_list(task: Tracee) -> None:
@@ -187,7 +198,7 @@ def freeze(root: Pid, *, alone: bool = False) -> FrozenTree:
             pass
         tree.tracees = {pid: group for pid, group in tree.tracees.items() if group}
         if root not in tree.tracees:
-            raise NoProcessError(f"process {root} ended before it could be stopped")
+            raise _gone(root)
         for pid, group in tree.tracees.items():
             with mem.open_memory(pid) as memory:
                 for task in group.values():

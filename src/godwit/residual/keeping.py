@@ -176,10 +176,12 @@ def ask(question: Question, fds: Sequence[int] = ()) -> Answer:
 
 
 def ask_if_there(question: Question) -> Answer | None:
-    """Ask the keeper if there is one; return None if not."""
-    with contextlib.suppress(FileNotFoundError, ConnectionRefusedError), reach():
-        return ask(question)
-    return None
+    """Ask the keeper if there is one; return None if not. Who may not ask has none."""
+    try:
+        reach().close()
+    except (FileNotFoundError, NotADirectoryError, ConnectionRefusedError, PermissionError):
+        return None
+    return ask(question)
 
 
 def send(connection: socket.socket, message: bytes, fds: Sequence[int] = ()) -> None:
