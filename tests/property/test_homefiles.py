@@ -14,7 +14,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from godwit.linux import fuse
+from godwit.linux import abi, fuse
+from godwit.linux.peercred import PR_SET_DUMPABLE
 from godwit.residual.homefiles.credentials import Credentials
 from godwit.residual.homefiles.messages import ProtocolError, parse
 from godwit.residual.homefiles.pump import messages_in
@@ -56,6 +57,13 @@ def in_a_thread(call: Callable[[], None]) -> None:
     thread.join()
     if errors:
         raise errors[0]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def dumpable() -> Iterator[None]:
+    """A thread that acts as somebody else marks the whole process, for whoever is tested after us."""
+    yield
+    abi.syscall("prctl", PR_SET_DUMPABLE, 1, 0, 0, 0)
 
 
 @pytest.fixture
