@@ -59,6 +59,8 @@ class Job:
         self.shell = self.home.start(words, cwd=HOME, stderr=f"{HOME}/stderr", env=environment())
         assert wait_until(lambda: self.read("pid").isdigit(), DEADLINE_S), self.read("stderr")
         self.pid = int(self.read("pid"))
+        for path in self.files.iterdir():
+            os.chown(path, uid, uid)
 
     def read(self, name: str) -> str:
         try:

@@ -101,8 +101,8 @@ class Daemon:
                 job = HomeJob(name, Pid(pid), host, self._connect, self._keeper, self._forget)
                 self._add(job)
                 job.depart()
-            case Deputize(job=name, deputies=deputies):
-                self._known(name, HomeJob).deputize(deputies)
+            case Deputize(job=name, deputies=deputies, parked=parked):
+                self._known(name, HomeJob).deputize(deputies, parked=parked)
             case Welcome(certs=certs):
                 self._welcome(certs, fds)
             case Pump(job=name, connection=number):

@@ -50,6 +50,7 @@ class HomeJob(Job):
         self._keeper = keeper
         self._deputies: dict[int, Deputy] = {}  # by inner pid
         self._ended_there: set[int] = set()
+        self._parked: set[int] = set()  # not yet seen stopped by what has parked them
         files = self.links[control.FILES_LINK]
         self._files = HomeFiles(
             f"/proc/{pid}/root",
@@ -89,10 +90,15 @@ class HomeJob(Job):
             pause(wait_s)
             wait_s = min(wait_s * 2, _AGAIN_MOST_S)
 
-    def deputize(self, deputies: tuple[tuple[int, Deputy], ...]) -> None:
-        """Keep the deputies: what reaches them is told to the host. Raises GodwitError."""
+    def deputize(self, deputies: tuple[tuple[int, Deputy], ...], *, parked: bool) -> None:
+        """Keep the deputies: what reaches them is told to the host. Raises GodwitError.
+
+        `parked`: they may be stopped, and not by job control.
+        """
         for inner, deputy in deputies:
             self._deputies[inner] = deputy
+            if parked:
+                self._parked.add(inner)
         for deputy in self._deputies.values():
             self._keeper.adopt(deputy).result()
 
@@ -104,6 +110,9 @@ class HomeJob(Job):
         match event:
             case signals.Signal(number=number, info=info):
                 self.tell(Signalled(inner=inner, number=number, info=info))
+            case signals.Stopped() if inner in self._parked:
+                self._parked.discard(inner)
+                self._keeper.cont(pid)
             case signals.Continued():
                 self.tell(Continue(inner=inner))
             case signals.Ended():

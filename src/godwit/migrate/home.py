@@ -121,7 +121,7 @@ def settle_deputies(record: Record) -> None:
     for member in record.members:
         with contextlib.suppress(NoProcessError, ProcessLookupError):
             made.append((member.inner, _deputy_of(member, record.cookie)))
-    _hand_over(record, tuple(made))
+    _hand_over(record, tuple(made), parked=True)
 
 
 def _deputy_of(member: Member, cookie: bytes) -> Deputy:
@@ -134,8 +134,8 @@ def _deputy_of(member: Member, cookie: bytes) -> Deputy:
     return deputy.become(list(tree.tracees.pop(pid).values()), cookie)
 
 
-def _hand_over(record: Record, made: tuple[tuple[int, Deputy], ...]) -> None:
-    keeping.ask(Deputize(job=job_of(record.migration), deputies=made))
+def _hand_over(record: Record, made: tuple[tuple[int, Deputy], ...], *, parked: bool = False) -> None:
+    keeping.ask(Deputize(job=job_of(record.migration), deputies=made, parked=parked))
 
 
 # --- the host -------------------------------------------------------------------------------------

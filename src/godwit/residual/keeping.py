@@ -58,6 +58,7 @@ class Deputize:
 
     job: bytes
     deputies: tuple[tuple[int, Deputy], ...]  # with the pid by which the job knows each
+    parked: bool = False  # who made them found them stopped: they are to go on
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
