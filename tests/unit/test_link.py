@@ -338,6 +338,7 @@ def test_memory_stays_bounded_when_one_side_only_talks(ends: Callable[..., End])
     wait_until(lambda: home.link.unconfirmed_bytes <= 320 << 10)
 
 
+@pytest.mark.slow
 def test_two_ends_that_answer_each_other_in_handlers_do_not_lock_up() -> None:
     """Both answer each message with a larger one, on a connection whose buffers hold few of them."""
     counts = {Side.HOME: 0, Side.HOST: 0}
